@@ -1,0 +1,6 @@
+"""Data sets: the synthetic default set, and the conversion of VOC and COCO annotations to Ultralytics' layout."""
+
+from gid_yolo.data.cache import cache_dir
+from gid_yolo.data.synthetic import synthetic_dataset
+
+__all__ = ["cache_dir", "synthetic_dataset"]

@@ -1,0 +1,86 @@
+"""From a yaml to a detector: one function that makes keyword arguments, one dict of builders."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gid_yolo.cfg import MODELS_DIR, load_yaml, model_names
+from gid_yolo.detectors.backbone import TimmBackbone
+from gid_yolo.detectors.retinanet import RetinaNet
+from gid_yolo.errors import UserError
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"retinanet": RetinaNet}
+
+
+def model_config(model: str | Path | dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model: a shipped name (`retina_r50`), a yaml file, or a dict that is already settings.
+
+    Raises:
+        UserError: No such name or file, or the file is no model yaml.
+    """
+    if isinstance(model, dict):
+        config = dict(model)
+    else:
+        path = Path(model)
+        if path.suffix not in {".yaml", ".yml"}:
+            path = MODELS_DIR / f"{path.name}.yaml"
+        elif not path.is_file():
+            path = MODELS_DIR / path.name
+        if not path.is_file():
+            close = difflib.get_close_matches(Path(model).stem, model_names(), n=3, cutoff=0.4) or model_names()
+            raise UserError(f"model={model} is neither a file nor a known model: did you mean {', '.join(close)}?")
+        try:
+            config = load_yaml(path)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        config["yaml_file"] = path.name
+    if missing := [key for key in ("detector", "backbone") if key not in config]:
+        raise UserError(f"model={model} lacks '{missing[0]}:' and so is no model definition; see the shipped ones.")
+    if config["detector"] not in BUILDERS:
+        raise UserError(f"detector: {config['detector']} in {model} is unknown: choose from {', '.join(BUILDERS)}.")
+    return config
+
+
+def detector_kwargs(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split settings into the keyword arguments of the backbone and those of the detector."""
+    backbone = {key: config[key] for key in ("freeze_bn", "frozen_stages") if config.get(key) is not None}
+    backbone["name"] = config["backbone"]
+    return backbone, dict(config.get("settings") or {})
+
+
+def build_detector(
+    model: str | Path | dict[str, Any],
+    num_classes: int | None = None,
+    pretrained: bool | str | Path = False,
+    **overrides: Any,
+) -> nn.Module:
+    """Build a detector.
+
+    Args:
+        model: A shipped name, a yaml file, or its settings as a dict.
+        num_classes: Classes C; None takes `nc` of the yaml.
+        pretrained: Weights of the backbone: False is random, True is timm's own, a path is a file of timm's keys.
+        **overrides: Replace settings of the yaml, e.g. `backbone="resnet18"` or `fpn_channels=128`.
+
+    Raises:
+        UserError: An unknown model, an unknown setting, or a backbone that cannot serve.
+    """
+    config = model_config(model)
+    settings = dict(config.get("settings") or {})
+    for key, value in overrides.items():
+        (config if key in {"backbone", "freeze_bn", "frozen_stages"} else settings)[key] = value
+    backbone, settings = detector_kwargs({**config, "settings": settings})
+    classes = config.get("nc", 80) if num_classes is None else num_classes
+    if not isinstance(classes, int) or classes < 1:
+        raise UserError(f"a detector needs at least one class, but num_classes is {classes!r}.")
+    try:
+        return BUILDERS[config["detector"]](TimmBackbone(weights=pretrained, **backbone), classes, **settings)
+    except TypeError as error:  # an unknown keyword: Python's message names it
+        raise UserError(f"a setting of {config.get('yaml_file', 'the model')} does not fit: {error}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,187 @@
+"""RetinaNet (Lin et al., Focal Loss for Dense Object Detection, 2017)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from gid_yolo.detectors.backbone import TimmBackbone
+from gid_yolo.detectors.neck import FPN
+from gid_yolo.ops.anchors import cell_anchors, grid_anchors
+from gid_yolo.ops.assign import IGNORED, match_anchors, positive_mask
+from gid_yolo.ops.boxes import decode_deltas, encode_deltas
+from gid_yolo.ops.decode import dense_detections
+from gid_yolo.ops.losses import box_regression_loss
+from gid_yolo.ops.structures import RawPredictions, Targets
+
+
+def tower(channels: int, depth: int, norm: str | None) -> nn.Sequential:
+    """`depth` 3x3 convolutions with ReLU, and with GroupNorm between where `norm` is `gn`."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm is None))
+        if norm == "gn":
+            layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+class RetinaNetHead(nn.Module):
+    """Two towers of convolutions shared by all levels.
+
+    Args:
+        channels: Channels of the pyramid.
+        num_anchors: Anchors per cell A.
+        num_classes: Classes C.
+        num_convs: Convolutions of each tower.
+        norm: None or `gn`.
+        prior: Class probability of every anchor at the start (focal loss paper, section 3.3).
+    """
+
+    def __init__(
+        self, channels: int, num_anchors: int, num_classes: int, *, num_convs: int, norm: str | None, prior: float
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.cls_tower, self.reg_tower = tower(channels, num_convs, norm), tower(channels, num_convs, norm)
+        self.cls_logits = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
+        self.box_deltas = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior) / prior))
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Map the pyramid to (B, R, C) logits and (B, R, 4) deltas, R in the order level, row, column, anchor."""
+        logits = [_per_anchor(self.cls_logits(self.cls_tower(x)), self.num_classes) for x in features]
+        deltas = [_per_anchor(self.box_deltas(self.reg_tower(x)), 4) for x in features]
+        return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+
+
+def _per_anchor(x: Tensor, values: int) -> Tensor:
+    """(B, A * values, H, W) to (B, H * W * A, values)."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
+
+
+class RetinaNet(nn.Module):
+    """Backbone, pyramid, head, and the loss functions that the task and the distillation share.
+
+    Args:
+        backbone: The bottom-up network.
+        num_classes: Classes C.
+        fpn_channels: Width of the pyramid and of the towers.
+        p6_from: `p5` or `c5`.
+        num_convs: Convolutions of each tower.
+        head_norm: None or `gn`.
+        anchor_scale: Size of the smallest anchor over its level's stride (4 gives 32 px on P3, the paper's).
+        anchor_octaves: Sizes per octave.
+        aspect_ratios: Heights over widths.
+        positive_iou: IoU from which an anchor is an object.
+        negative_iou: IoU under which an anchor is background.
+        focal_alpha: Weight of the object class.
+        focal_gamma: Focusing parameter.
+        box_beta: Turning point of smooth L1 on the deltas; 0 is L1.
+        prior: Class probability of every anchor at the start.
+    """
+
+    strides = (8, 16, 32, 64, 128)
+    family = "retinanet"
+    cells: Tensor
+
+    def __init__(
+        self,
+        backbone: TimmBackbone,
+        num_classes: int,
+        *,
+        fpn_channels: int = 256,
+        p6_from: str = "p5",
+        num_convs: int = 4,
+        head_norm: str | None = None,
+        anchor_scale: float = 4.0,
+        anchor_octaves: int = 3,
+        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        positive_iou: float = 0.5,
+        negative_iou: float = 0.4,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        box_beta: float = 0.0,
+        prior: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.fpn_channels = fpn_channels
+        self.positive_iou, self.negative_iou = positive_iou, negative_iou
+        self.focal_alpha, self.focal_gamma, self.box_beta = focal_alpha, focal_gamma, box_beta
+        octaves = [2 ** (i / anchor_octaves) for i in range(anchor_octaves)]
+        cells = [cell_anchors([anchor_scale * s * o for o in octaves], aspect_ratios) for s in self.strides]
+        # (L, A, 4); kept out of the checkpoint: the yaml says them, and half precision would round them
+        self.register_buffer("cells", torch.stack(cells), persistent=False)
+        self.backbone = backbone
+        self.neck = FPN(backbone.channels, fpn_channels, p6_from=p6_from)
+        self.head = RetinaNetHead(
+            fpn_channels, self.cells.shape[1], num_classes, num_convs=num_convs, norm=head_norm, prior=prior
+        )
+
+    def raw(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:
+        """Map (B, 3, H, W) RGB images in [0, 1] to the pyramid P3-P7 and the raw predictions."""
+        features = self.neck(self.backbone(images))
+        logits, deltas = self.head(features)
+        return features, RawPredictions(logits, deltas, grid_anchors(self.cells, features, self.strides), decode_deltas)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Detections (B, 4 + C, R) of images (B, 3, H, W) in [0, 1]: xywh in pixels and class probabilities, no NMS."""
+        return dense_detections(self.raw(images)[1], *images.shape[-2:])
+
+    def loss(self, raw: RawPredictions, targets: Targets) -> dict[str, Tensor]:
+        """Task losses, each a mean over images of the sum over anchors divided by the image's positives (at least 1).
+
+        Returns:
+            `cls_loss`, the focal loss over all but ignored anchors, and `box_loss` over positive anchors.
+        """
+        matched = match_anchors(
+            raw.priors, targets.boxes, targets.valid, positive_iou=self.positive_iou, negative_iou=self.negative_iou
+        )  # (B, R)
+        positive = matched >= 0
+        count = positive.sum(1).clamp(min=1)  # (B,)
+        labels, boxes = _gather_targets(targets, matched)  # (B, R), (B, R, 4)
+
+        logits = raw.logits.float()
+        one_hot = F.one_hot(labels, self.num_classes).to(logits) * positive[..., None]  # (B, R, C)
+        focal = sigmoid_focal_loss(logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma)  # (B, R, C)
+        cls_loss = (focal.sum(-1).where(matched != IGNORED, 0.0).sum(1) / count).mean()
+
+        deltas = encode_deltas(boxes, raw.priors)
+        box = box_regression_loss(raw.regression, deltas, beta=self.box_beta)  # (B, R)
+        box_loss = (box.where(positive, 0.0).sum(1) / count).mean()
+        return {"cls_loss": cls_loss, "box_loss": box_loss}
+
+    # What response distillation needs to know of this detector (section 3.4): three pure functions.
+
+    def response_mask(self, priors: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
+        """Equation 7: (B, R) True for the anchors that the task assignment would give to one of the GI boxes."""
+        return positive_mask(priors, boxes, valid, positive_iou=self.positive_iou)
+
+    def response_cls_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
+        """(B, R) soft-target binary cross entropy against the teacher's probabilities, summed over classes."""
+        target = teacher.logits.float().sigmoid()
+        return F.binary_cross_entropy_with_logits(student.logits.float(), target, reduction="none").sum(-1)
+
+    def response_reg_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
+        """(B, R) the task's box loss between the two models' deltas."""
+        return box_regression_loss(student.regression, teacher.regression, beta=self.box_beta)
+
+
+def _gather_targets(targets: Targets, matched: Tensor) -> tuple[Tensor, Tensor]:
+    """Label and box each anchor is matched to, (B, R) and (B, R, 4); arbitrary but finite where unmatched."""
+    if targets.boxes.shape[1] == 0:  # no object in the whole batch
+        return matched.new_zeros(matched.shape), targets.boxes.new_zeros(*matched.shape, 4)
+    index = matched.clamp(min=0)
+    labels = targets.labels.gather(1, index)
+    return labels, targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))

@@ -1,0 +1,114 @@
+"""Section 3.2: feature-based distillation, equations 4 and 5."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from gid_yolo.ops.losses import mean_over_images
+
+# The level rule of the FPN paper: a 224 px instance is cropped from P4, in images of 800 x 1333 px.
+CANONICAL_SIZE, CANONICAL_LEVEL, CANONICAL_AREA = 224.0, 4, 800 * 1333
+
+
+@dataclass(frozen=True)
+class RoIPlan:
+    """Which instance is cropped from which pyramid level; teacher and student share it.
+
+    Attributes:
+        rois: Per level, (N_l, 5): image index and xyxy in input pixels.
+        restore: (B * K,) position of each instance in the concatenation of all levels.
+        shape: (B, K).
+    """
+
+    rois: tuple[Tensor, ...]
+    restore: Tensor
+    shape: tuple[int, int]
+
+
+@torch.no_grad()
+def plan_rois(boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int]) -> RoIPlan:
+    """Choose the pyramid level of each instance by its size (FPN paper, equation 1).
+
+    The rule k = 4 + log2(sqrt(w h) / 224) is for images of 800 x 1333 px; 224 is scaled with the square root of the
+    image's area, so that small inputs do not crop everything from the finest level.
+
+    Args:
+        boxes: (B, K, 4) xyxy in input pixels.
+        strides: Pixels per cell of each level, powers of two.
+        image_size: (height, width) of the input.
+    """
+    batch, k = boxes.shape[:2]
+    image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype).repeat_interleave(k)  # (B*K,)
+    flat = boxes.reshape(-1, 4)
+    area = ((flat[:, 2] - flat[:, 0]) * (flat[:, 3] - flat[:, 1])).clamp(min=1.0)
+    canonical = CANONICAL_SIZE * math.sqrt(image_size[0] * image_size[1] / CANONICAL_AREA)
+    level = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / canonical))
+    first = round(math.log2(strides[0]))
+    level = (level.long() - first).clamp(0, len(strides) - 1)
+    order = level.argsort(stable=True)
+    # roi_align takes one feature map a call, so the split by level must be known to the host: the one sync of the step
+    counts = torch.bincount(level, minlength=len(strides)).tolist()
+    rois = torch.cat([image[:, None], flat], dim=1)[order].split(counts)
+    return RoIPlan(rois, restore=order.argsort(), shape=(batch, k))
+
+
+def roi_features(pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int], *, size: int = 10) -> Tensor:
+    """Crop every instance from its level with RoIAlign (aligned, 2 x 2 samples a bin).
+
+    Args:
+        pyramid: L maps (B, C, H_l, W_l).
+        plan: From `plan_rois`.
+        strides: Pixels per cell of each level.
+        size: Height h and width w of a crop.
+
+    Returns:
+        (B, K, C, h, w).
+    """
+    crops = [
+        roi_align(feature, rois.to(feature.dtype), size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
+        for feature, rois, stride in zip(pyramid, plan.rois, strides, strict=True)
+    ]
+    return torch.cat(crops)[plan.restore].unflatten(0, plan.shape)
+
+
+class Adaptation(nn.Module):
+    """Equation 5: a linear map of the student's crops to the teacher's channels.
+
+    A 1x1 convolution commutes with RoIAlign (both are linear, one over channels, one over space), so it is applied to
+    K crops an image instead of whole maps.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int, kernel_size: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(student_channels, teacher_channels, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Map (B, K, C_s, h, w) to (B, K, C_t, h, w)."""
+        return self.conv(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+
+
+def feature_loss(teacher: Tensor, student: Tensor, valid: Tensor, *, normalize: str = "instance") -> Tensor:
+    """Equation 4: the mean over an image's instances of the squared L2 distance of their features.
+
+    Args:
+        teacher: (B, K, C, h, w).
+        student: (B, K, C, h, w), already adapted.
+        valid: (B, K).
+        normalize: `instance` sums over C, h and w as the equation is written; `pixel` divides by h * w as the authors'
+            released code does.
+
+    Returns:
+        Scalar, the mean over images; 0 for an image without instances.
+    """
+    if normalize not in {"instance", "pixel"}:
+        raise ValueError(f"normalize={normalize} must be instance or pixel.")
+    squared = (teacher.float() - student.float()).square().flatten(2).sum(-1)  # (B, K); overflows fp16
+    if normalize == "pixel":
+        squared = squared / (teacher.shape[-2] * teacher.shape[-1])
+    return mean_over_images(squared, valid)

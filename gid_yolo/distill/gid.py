@@ -1,0 +1,106 @@
+"""Section 3.5: the distillation part of the overall loss, equation 9."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from gid_yolo.distill.feature import Adaptation, feature_loss, plan_rois, roi_features
+from gid_yolo.distill.gism import select_general_instances
+from gid_yolo.distill.relation import relation_loss
+from gid_yolo.distill.response import ResponseFunctions, response_loss
+from gid_yolo.ops.structures import GeneralInstances, RawPredictions
+
+
+class GIDLoss(nn.Module):
+    """lambda1 L_Feature + lambda2 L_Relation + lambda3 L_Response, with the adaptation layer of equation 5.
+
+    Args:
+        student_channels: Channels of the student's pyramid.
+        teacher_channels: Channels of the teacher's pyramid.
+        top_k: General instances K per image.
+        iou_threshold: NMS threshold of equation 3.
+        weights: lambda1, lambda2, lambda3 by the names `feature`, `relation`, `response`; a term of weight 0 is not
+            computed.
+        alpha: Class weight of equation 8.
+        beta: Box weight of equation 8.
+        roi_size: Height and width of the RoIAlign crops.
+        feature_normalize: `instance` or `pixel`, see `feature_loss`.
+        relation_reduction: `mean` or `sum`, see `relation_loss`.
+        adapt_kernel: Kernel size of the adaptation layer.
+    """
+
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        *,
+        top_k: int = 10,
+        iou_threshold: float = 0.3,
+        weights: dict[str, float] | None = None,
+        alpha: float = 0.1,
+        beta: float = 1.0,
+        roi_size: int = 10,
+        feature_normalize: str = "instance",
+        relation_reduction: str = "mean",
+        adapt_kernel: int = 1,
+    ) -> None:
+        super().__init__()
+        self.top_k, self.iou_threshold = top_k, iou_threshold
+        self.weights = {"feature": 5e-4, "relation": 40.0, "response": 1.0, **(weights or {})}
+        self.alpha, self.beta, self.roi_size = alpha, beta, roi_size
+        self.feature_normalize, self.relation_reduction = feature_normalize, relation_reduction
+        self.adapt = Adaptation(student_channels, teacher_channels, adapt_kernel)
+
+    def forward(
+        self,
+        teacher_pyramid: Sequence[Tensor],
+        student_pyramid: Sequence[Tensor],
+        teacher: RawPredictions,
+        student: RawPredictions,
+        *,
+        functions: ResponseFunctions,
+        strides: Sequence[int],
+        image_size: tuple[int, int],
+    ) -> tuple[dict[str, Tensor], GeneralInstances]:
+        """Select general instances and compute the weighted terms.
+
+        Args:
+            teacher_pyramid: L maps (B, C_t, H_l, W_l), without a graph.
+            student_pyramid: L maps (B, C_s, H_l, W_l).
+            teacher: Predictions without a graph.
+            student: Predictions aligned one to one with the teacher's.
+            functions: The detector's mask and losses.
+            strides: Pixels per cell of each level.
+            image_size: (height, width) of the input.
+
+        Returns:
+            The terms `feat_loss`, `rel_loss`, `resp_loss`, already weighted, as far as their weight is not 0; and the
+            instances.
+        """
+        instances = select_general_instances(
+            teacher.scores,
+            student.scores.detach(),
+            teacher.boxes,
+            student.detach().boxes,
+            top_k=self.top_k,
+            iou_threshold=self.iou_threshold,
+        )
+        terms: dict[str, Tensor] = {}
+        valid, weights = instances.valid, self.weights
+        if weights["feature"] or weights["relation"]:
+            plan = plan_rois(instances.boxes, strides, image_size)
+            crops_t = roi_features(teacher_pyramid, plan, strides, size=self.roi_size)  # (B, K, C_t, h, w)
+            crops_s = self.adapt(roi_features(student_pyramid, plan, strides, size=self.roi_size))
+            if weights["feature"]:
+                loss = feature_loss(crops_t, crops_s, valid, normalize=self.feature_normalize)
+                terms["feat_loss"] = weights["feature"] * loss
+            if weights["relation"]:
+                loss = relation_loss(crops_t, crops_s, valid, reduction=self.relation_reduction)
+                terms["rel_loss"] = weights["relation"] * loss
+        if weights["response"]:
+            mask = functions.response_mask(student.priors, instances.boxes, valid)  # (B, R)
+            loss = response_loss(teacher, student, mask, functions=functions, alpha=self.alpha, beta=self.beta)
+            terms["resp_loss"] = weights["response"] * loss
+        return terms, instances

@@ -1,0 +1,48 @@
+"""Section 3.3: relation-based distillation, equation 6."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normalised_distances(features: Tensor, pairs: Tensor) -> Tensor:
+    """Euclidean distances between the instances of each image, divided by their mean phi.
+
+    Args:
+        features: (B, K, C, h, w).
+        pairs: (B, K, K) bool, the pairs i != j of real instances.
+
+    Returns:
+        (B, K, K) in fp32; 0 where not a pair.
+    """
+    flat = features.float().flatten(2)  # (B, K, D)
+    # The matrix-product form of the distance loses all digits where two instances nearly coincide
+    distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").where(pairs, 0.0)
+    phi = distance.sum((1, 2), keepdim=True) / pairs.sum((1, 2), keepdim=True).clamp(min=1)  # (B, 1, 1)
+    return distance / phi.clamp(min=1e-6)
+
+
+def relation_loss(teacher: Tensor, student: Tensor, valid: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Equation 6: smooth L1 between the normalised distances of teacher and student.
+
+    Args:
+        teacher: (B, K, C, h, w).
+        student: (B, K, C, h, w), already adapted.
+        valid: (B, K).
+        reduction: `sum` over pairs as the equation is written, `mean` over pairs as the authors' released code does.
+
+    Returns:
+        Scalar, the mean over images; exactly 0, with a graph, for images with fewer than 2 instances.
+    """
+    if reduction not in {"mean", "sum"}:
+        raise ValueError(f"reduction={reduction} must be mean or sum.")
+    k = valid.shape[1]
+    pairs = valid[:, :, None] & valid[:, None, :] & ~torch.eye(k, dtype=torch.bool, device=valid.device)  # (B, K, K)
+    with torch.autocast(student.device.type, enabled=False):  # distances in fp32
+        target = normalised_distances(teacher, pairs).detach()
+        loss = F.smooth_l1_loss(normalised_distances(student, pairs), target, reduction="none").sum((1, 2))  # (B,)
+    if reduction == "mean":
+        loss = loss / pairs.sum((1, 2)).clamp(min=1)
+    return loss.mean()

@@ -1,0 +1,50 @@
+"""Anchor boxes on the cells of a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
+    """Anchors of one cell, centred at the origin: (len(aspect_ratios) * len(sizes), 4) xyxy pixels.
+
+    The order is ratio-major and the corners are rounded to whole pixels, as in torchvision's `AnchorGenerator`,
+    so that its weights mean the same here.
+
+    Args:
+        sizes: Square roots of the anchor areas, in pixels.
+        aspect_ratios: Height over width.
+    """
+    size = torch.as_tensor(sizes, dtype=torch.float32)
+    height_scale = torch.as_tensor(aspect_ratios, dtype=torch.float32).sqrt()
+    width = ((1 / height_scale)[:, None] * size[None, :]).flatten()  # (ratios * sizes,)
+    height = (height_scale[:, None] * size[None, :]).flatten()
+    return (torch.stack([-width, -height, width, height], dim=1) / 2).round()
+
+
+def grid_anchors(cells: Tensor, features: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
+    """Place each level's cell anchors on every cell of its feature map.
+
+    The top-left cell of each level is centred at (0, 0), the convention of Faster R-CNN's and RetinaNet's released
+    code (and of torchvision).
+
+    Args:
+        cells: (L, A, 4) cell anchors per level, xyxy pixels.
+        features: L maps (B, C, H, W); their sizes stay symbolic in an exported graph with dynamic axes.
+        strides: Pixels per cell of each level.
+
+    Returns:
+        (R, 4) xyxy pixels, R = sum of H * W * A over levels, in the order level, row, column, anchor.
+    """
+    levels = []
+    for cell, feature, stride in zip(cells, features, strides, strict=True):
+        height, width = feature.shape[-2:]
+        y = torch.arange(height, device=cell.device) * stride
+        x = torch.arange(width, device=cell.device) * stride
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        shift = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).to(cell.dtype)  # (H*W, 1, 4)
+        levels.append((shift + cell).reshape(-1, 4))  # (H*W*A, 4)
+    return torch.cat(levels)

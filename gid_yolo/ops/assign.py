@@ -1,0 +1,57 @@
+"""Label assignment: which box each anchor answers for, and which anchors a set of boxes covers."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torchvision.ops import box_iou
+
+BACKGROUND, IGNORED = -1, -2
+
+
+def match_anchors(
+    anchors: Tensor,
+    boxes: Tensor,
+    valid: Tensor,
+    *,
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+    low_quality: bool = True,
+) -> Tensor:
+    """Assign every anchor of every image to a box by IoU (RetinaNet, section 4; Faster R-CNN, section 3.1.2).
+
+    An anchor takes the box of highest IoU (the first of equals) if that IoU is at least `positive_iou`; it is
+    background under `negative_iou` and ignored between. With `low_quality`, the anchors that reach a box's own
+    highest IoU are kept for their best box whatever that IoU is, so that a box no anchor fits well is still learnt.
+
+    Args:
+        anchors: (R, 4) xyxy.
+        boxes: (B, M, 4) xyxy, padded; M may be 0.
+        valid: (B, M) True for real boxes.
+        positive_iou: IoU from which an anchor is an object.
+        negative_iou: IoU under which an anchor is background.
+        low_quality: Keep the best anchors of each box.
+
+    Returns:
+        (B, R) index into M, or BACKGROUND (-1), or IGNORED (-2).
+    """
+    if boxes.shape[1] == 0:
+        return anchors.new_full((boxes.shape[0], anchors.shape[0]), BACKGROUND).long()
+    iou = box_iou(boxes, anchors[None].to(boxes)).nan_to_num(0.0)  # (B, M, R)
+    iou = iou.masked_fill(~valid[..., None], -1.0)  # a padded box never wins
+    best, index = iou.max(dim=1)  # (B, R)
+    matched = index.masked_fill(best < positive_iou, IGNORED).masked_fill(best < negative_iou, BACKGROUND)
+    if low_quality:
+        highest = iou.amax(dim=2, keepdim=True)  # (B, M, 1)
+        # A box that touches no anchor has a highest IoU of 0 with all of them: without the second test it, and every
+        # padded box, would make the whole image positive.
+        restored = ((iou == highest) & (highest > 0)).any(dim=1)  # (B, R)
+        matched = matched.where(~restored, index)
+    return matched
+
+
+def positive_mask(anchors: Tensor, boxes: Tensor, valid: Tensor, *, positive_iou: float = 0.5, low_quality: bool = True) -> Tensor:
+    """(B, R) True where an anchor would be a positive of one of `boxes`: equation 7 for anchor-based detectors."""
+    matched = match_anchors(
+        anchors, boxes, valid, positive_iou=positive_iou, negative_iou=positive_iou, low_quality=low_quality
+    )
+    return matched >= 0

@@ -1,0 +1,45 @@
+"""Box coordinates: conversion, the R-CNN delta coding, and its inverse."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# The decoded width may grow at most from a 16 px anchor to a 1000 px image: it keeps exp() finite early in training
+# (the constant of Detectron and torchvision).
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def xywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) centre x, centre y, width, height to corners."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+    """(..., 4) corners to centre x, centre y, width, height."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def encode_deltas(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """The regression target (dx, dy, dw, dh) of `boxes` against `anchors`, both (..., 4) xyxy and broadcastable.
+
+    dx = (x - xa) / wa, dw = log(w / wa) and likewise for y and h (Faster R-CNN, equation 2). Boxes without area are
+    taken as one thousandth of a pixel wide, so that the target of a padded box is finite.
+    """
+    box, anchor = xyxy_to_xywh(boxes), xyxy_to_xywh(anchors)
+    offset = (box[..., :2] - anchor[..., :2]) / anchor[..., 2:]
+    scale = (box[..., 2:].clamp(min=1e-3) / anchor[..., 2:]).log()
+    return torch.cat([offset, scale], dim=-1)
+
+
+def decode_deltas(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Invert `encode_deltas`: (..., R, 4) deltas on (R, 4) anchors to xyxy boxes in pixels, in at least float32."""
+    anchor = xyxy_to_xywh(anchors)
+    deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))  # half precision cannot hold 1/8 px at 640
+    centre = anchor[..., :2] + deltas[..., :2] * anchor[..., 2:]
+    half = anchor[..., 2:] * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2
+    return torch.cat([centre - half, centre + half], dim=-1)

@@ -1,0 +1,101 @@
+"""The data that flows from a detector to the losses: raw predictions, targets, general instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+BoxDecoder = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RawPredictions:
+    """What the heads of a dense detector (or an RPN) put out, before any selection.
+
+    Attributes:
+        logits: (B, R, C) class logits; a sigmoid makes them probabilities.
+        regression: (B, R, 4) box regression in the detector's own coding.
+        priors: (R, 4) xyxy anchors in input pixels, the same for every image of the batch.
+        decoder: Maps (regression, priors) to (B, R, 4) xyxy boxes in input pixels.
+    """
+
+    logits: Tensor
+    regression: Tensor
+    priors: Tensor
+    decoder: BoxDecoder
+
+    @property
+    def scores(self) -> Tensor:
+        """(B, R, C) class probabilities in [0, 1]."""
+        return self.logits.sigmoid()
+
+    @property
+    def boxes(self) -> Tensor:
+        """(B, R, 4) decoded boxes, xyxy in input pixels, not clipped to the image."""
+        return self.decoder(self.regression, self.priors)
+
+    def detach(self) -> RawPredictions:
+        """The same predictions without a graph."""
+        return replace(self, logits=self.logits.detach(), regression=self.regression.detach())
+
+    def select_classes(self, index: Tensor | None) -> RawPredictions:
+        """The predictions for the classes in `index` (C',), in its order; all of them where `index` is None."""
+        return self if index is None else replace(self, logits=self.logits.index_select(-1, index))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch, padded to the image with the most objects.
+
+    Attributes:
+        boxes: (B, M, 4) xyxy in input pixels; zeros where not valid.
+        labels: (B, M) class indices; 0 where not valid.
+        valid: (B, M) True for a real object. M may be 0.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+
+    @classmethod
+    def from_flat(cls, boxes: Tensor, labels: Tensor, image_index: Tensor, batch_size: int) -> Targets:
+        """Pad flat lists of objects to a batch.
+
+        Args:
+            boxes: (T, 4) xyxy in input pixels.
+            labels: (T,) class indices.
+            image_index: (T,) index of the image each object lies in, in any order.
+            batch_size: Number of images B; images without objects are allowed.
+        """
+        order = image_index.argsort(stable=True)
+        image = image_index[order].long()
+        counts = torch.bincount(image, minlength=batch_size)  # (B,)
+        most = int(counts.max()) if batch_size else 0
+        slot = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]  # place within image
+        padded_boxes = boxes.new_zeros(batch_size, most, 4)
+        padded_labels = torch.zeros(batch_size, most, dtype=torch.long, device=boxes.device)
+        valid = torch.zeros(batch_size, most, dtype=torch.bool, device=boxes.device)
+        padded_boxes[image, slot] = boxes[order]
+        padded_labels[image, slot] = labels[order].long()
+        valid[image, slot] = True
+        return cls(padded_boxes, padded_labels, valid)
+
+
+@dataclass(frozen=True)
+class GeneralInstances:
+    """The instances GISM selected (section 3.1), sorted by score.
+
+    Attributes:
+        boxes: (B, K, 4) GI boxes of equation 2, xyxy in input pixels.
+        scores: (B, K) GI scores of equation 1; 0 where not valid.
+        indices: (B, K) index of each instance into the R predictions; 0 where not valid.
+        valid: (B, K) False where fewer than K instances survived the NMS.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    indices: Tensor
+    valid: Tensor
