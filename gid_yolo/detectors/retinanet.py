@@ -137,7 +137,11 @@ class RetinaNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Detections (B, 4 + C, R) of images (B, 3, H, W) in [0, 1]: xywh in pixels and class probabilities, no NMS."""
-        return dense_detections(self.raw(images)[1], *images.shape[-2:])
+        return self.detections(self.raw(images)[1], *images.shape[-2:])
+
+    def detections(self, raw: RawPredictions, height: int | Tensor, width: int | Tensor) -> Tensor:
+        """Detections (B, 4 + C, R) from raw predictions on images of the given size."""
+        return dense_detections(raw, height, width)
 
     def loss(self, raw: RawPredictions, targets: Targets) -> dict[str, Tensor]:
         """Task losses, each a mean over images of the sum over anchors divided by the image's positives (at least 1).

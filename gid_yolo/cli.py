@@ -1,0 +1,138 @@
+"""The command line: `gid <mode> key=value ...`, and one command a mode (`gid-train`, `gid-val`, ...)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gid_yolo._version import __version__
+from gid_yolo.cfg import CFG_DIR, model_names
+from gid_yolo.errors import UserError
+
+MODES = ("train", "val", "predict", "export", "benchmark")
+
+HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
+
+  gid-train      model=retina_nano [teacher=retina_small] [data=my.yaml] [epochs=40] [imgsz=320] ...
+  gid-val        model=runs/.../best.pt [data=my.yaml] [split=test]
+  gid-predict    model=runs/.../best.pt source=images/
+  gid-export     model=runs/.../best.pt [imgsz=320]
+  gid-benchmark  model=distilled.pt baseline=plain.pt teacher=teacher.pt data=my.yaml
+
+`gid train ...` is the same as `gid-train ...`. Without data= the embedded data set is used.
+Models: {", ".join(model_names())}; or a yaml of your own, with backbone=<any timm name>.
+Arguments are Ultralytics' (https://docs.ultralytics.com/usage/cfg) and these:
+"""
+
+
+def parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn `key=value` words into arguments, with Ultralytics' reading of values (None, True, 1e-3, [0, 1], ...).
+
+    Raises:
+        UserError: A word that is not `key=value`.
+    """
+    from ultralytics.cfg import merge_equals_args, parse_key_value_pair
+
+    parsed: dict[str, Any] = {}
+    try:
+        words = merge_equals_args(list(arguments))
+    except SyntaxError as error:
+        raise UserError(str(error)) from error
+    for word in words:
+        word = word.lstrip("-").rstrip(",")
+        if word in {"resume", "exist_ok"}:
+            parsed[word] = True
+            continue
+        key, sign, value = word.partition("=")
+        if not sign or not value.strip():
+            raise UserError(f"'{word}' is not an argument: write key=value, e.g. model=retina_nano.")
+        key, parsed_value = parse_key_value_pair(word)
+        parsed[key] = parsed_value
+    return parsed
+
+
+def run(mode: str, arguments: dict[str, Any]) -> Any:
+    """Run a mode with parsed arguments.
+
+    Raises:
+        UserError: What the arguments ask for cannot be done.
+    """
+    from gid_yolo.model import GID  # imports torch and Ultralytics
+
+    model = arguments.pop("model", None)
+    if mode == "train" and arguments.get("resume"):
+        if arguments["resume"] is True:
+            if model is None:
+                raise UserError("resume=True needs the run to go on with: add model=runs/.../weights/last.pt.")
+            arguments["resume"] = str(model)
+        model = arguments["resume"]
+    if model is None:
+        if mode != "train":
+            raise UserError(f"model= is missing: gid-{mode} needs a checkpoint, e.g. model=runs/.../weights/best.pt.")
+        model = "retina_nano"
+    if mode == "predict" and arguments.get("source") is None:
+        raise UserError("source= is missing: give an image, a folder or a video.")
+    return getattr(GID(model), mode)(**arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`gid <mode> key=value ...`; the exit status is 2 after a mistake that one sentence explains."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in {"help", "-h", "--help"} or (len(words) > 1 and words[1] in {"help", "-h", "--help"}):
+        print(HELP + _own_arguments())
+        return 0
+    if words[0] in {"version", "--version", "-V"}:
+        print(__version__)
+        return 0
+    os.environ.setdefault("YOLO_AUTOINSTALL", "False")  # what is needed is declared; install nothing at run time
+    mode, *rest = words
+    try:
+        if mode not in MODES:
+            raise UserError(f"'{mode}' is not a mode: choose from {', '.join(MODES)}.")
+        run(mode, parse(rest))
+    except UserError as error:
+        print(f"gid {mode}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"gid {mode}: stopped; gid-train resume=True model=.../last.pt goes on from the last epoch.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _own_arguments() -> str:
+    """The commented lines of `cfg/default.yaml` that are ours, as they stand there."""
+    from gid_yolo.engine.config import OWN_KEYS
+
+    lines = (CFG_DIR / "default.yaml").read_text(encoding="utf-8").splitlines()
+    return "\n".join(f"  {line}" for line in lines if line.split(":")[0] in OWN_KEYS)
+
+
+def train() -> int:
+    """`gid-train`."""
+    return main(["train", *sys.argv[1:]])
+
+
+def val() -> int:
+    """`gid-val`."""
+    return main(["val", *sys.argv[1:]])
+
+
+def predict() -> int:
+    """`gid-predict`."""
+    return main(["predict", *sys.argv[1:]])
+
+
+def export() -> int:
+    """`gid-export`."""
+    return main(["export", *sys.argv[1:]])
+
+
+def benchmark() -> int:
+    """`gid-benchmark`."""
+    return main(["benchmark", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

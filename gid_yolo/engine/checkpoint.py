@@ -1,0 +1,91 @@
+"""Reading checkpoints: what is not one of ours is refused in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import checks
+
+from gid_yolo.cfg import model_names
+from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.errors import UserError
+
+_DAMAGED = (
+    *(TypeError, RuntimeError, AttributeError, KeyError, ImportError, EOFError, OSError, ValueError, AssertionError),
+    *(IndexError, pickle.UnpicklingError, BadZipFile),
+)
+
+
+@contextlib.contextmanager
+def no_autoinstall() -> Iterator[None]:
+    """Keep Ultralytics from installing packages while it reads a file or exports."""
+    before = checks.AUTOINSTALL
+    checks.AUTOINSTALL = False
+    try:
+        yield
+    finally:
+        checks.AUTOINSTALL = before
+
+
+def load_any(path: str | Path, role: str = "model") -> tuple[Any, dict[str, Any]]:
+    """Load a checkpoint as it is: a detector, or the teacher-student model of an unfinished distillation.
+
+    Raises:
+        UserError: No such file, or not a checkpoint of gid-yolo.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{role}={path} does not exist: give a checkpoint of gid-train, e.g. runs/.../weights/best.pt.")
+    try:
+        with no_autoinstall():
+            model, ckpt = load_checkpoint(path)
+    except _DAMAGED as error:  # unpickling damaged bytes can raise any of them
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{role}={path} is not a checkpoint ({type(error).__name__}: {reason}): give a .pt file that gid-train wrote."
+        ) from error
+    inner = model.student_model if isinstance(model, DistillationModel) else model
+    if not isinstance(inner, GIDDetectionModel):
+        raise UserError(
+            f"{role}={path} holds a {type(inner).__name__}, not a detector of gid-yolo: "
+            f"train one with gid-train, from {', '.join(model_names())}."
+        )
+    return model, ckpt
+
+
+def load_model(path: str | Path, role: str = "model") -> tuple[GIDDetectionModel, dict[str, Any]]:
+    """Load a detector from a checkpoint; of an unfinished distillation, the student.
+
+    Args:
+        path: A `.pt` file that gid-yolo's trainer wrote.
+        role: What the file is for (`model`, `teacher`), to name it in an error.
+
+    Returns:
+        The model in fp32 and evaluation mode, and the checkpoint's dict.
+
+    Raises:
+        UserError: No such file, or not a checkpoint of gid-yolo.
+    """
+    model, ckpt = load_any(path, role)
+    if isinstance(model, DistillationModel):
+        student = model.student_model
+        student.args, student.pt_path = model.args, model.pt_path
+        model = student
+    return model, ckpt
+
+
+def fingerprint(model: GIDDetectionModel) -> str:
+    """The first 16 digits of the SHA-256 of all weights in half precision, the precision checkpoints keep."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        value = value.half() if value.is_floating_point() else value
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

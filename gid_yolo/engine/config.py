@@ -1,0 +1,93 @@
+"""Where arguments meet: Ultralytics' defaults, ours over them, the model's over ours, the user's over all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ultralytics.cfg import check_dict_alignment
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from gid_yolo.cfg import CFG_DIR, load_yaml
+from gid_yolo.detectors import model_config
+from gid_yolo.errors import UserError
+
+_FILE = load_yaml(CFG_DIR / "default.yaml")
+OWN_KEYS = frozenset(_FILE) - frozenset(DEFAULT_CFG_DICT)
+DEFAULTS: dict[str, Any] = {**DEFAULT_CFG_DICT, **_FILE}
+
+_CHOICES = {"distill": ("gid", "none"), "gid_normalize": ("instance", "pixel"), "gid_reduction": ("mean", "sum")}
+_NOT_NEGATIVE = (
+    *("gid_feature", "gid_relation", "gid_response", "gid_alpha", "gid_beta", "backbone_lr", "teacher_min_ap"),
+    *("gid_top_k", "teacher_sample"),
+)
+_POSITIVE_INT = ("gid_roi_size", "gid_adapt_kernel")
+MIN_IMGSZ = 64
+
+
+def model_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Defaults for training a model: Ultralytics', then `cfg/default.yaml`, then the `train:` part of its yaml."""
+    train = config.get("train") or {}
+    check_keys(train)
+    return {**DEFAULTS, **train}
+
+
+def check_keys(args: dict[str, Any]) -> None:
+    """Refuse unknown arguments with Ultralytics' "did you mean".
+
+    Raises:
+        UserError: An argument that neither Ultralytics nor gid-yolo knows.
+    """
+    from ultralytics.utils import LOGGER
+
+    level = LOGGER.level
+    LOGGER.setLevel("ERROR")  # Ultralytics would print its whole manual before the one sentence that matters
+    try:
+        check_dict_alignment(DEFAULTS, dict(args))
+    except SyntaxError as error:
+        raise UserError(" ".join(str(error).split()).replace("YOLO argument", "argument")) from error
+    finally:
+        LOGGER.setLevel(level)
+
+
+def check_values(args: dict[str, Any]) -> None:
+    """Check the values of gid-yolo's own arguments, and the image size, which its pyramid bounds from below.
+
+    Raises:
+        UserError: One sentence about the first value that cannot work.
+    """
+    for key, choices in _CHOICES.items():
+        if args.get(key) not in (None, *choices):
+            raise UserError(f"{key}={args[key]} is unknown: choose from {', '.join(choices)}.")
+    for key in _NOT_NEGATIVE:
+        value = args.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+            raise UserError(f"{key}={value} must be a number that is not negative.")
+    for key in _POSITIVE_INT:
+        value = args.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"{key}={value} must be a whole number of at least 1.")
+    if (args.get("gid_adapt_kernel") or 1) % 2 == 0:
+        raise UserError(f"gid_adapt_kernel={args['gid_adapt_kernel']} must be odd, so that crops keep their size.")
+    if not 0 <= (args.get("gid_iou") or 0) <= 1:
+        raise UserError(f"gid_iou={args['gid_iou']} must lie between 0 and 1.")
+    sizes = args.get("imgsz") or []
+    for size in sizes if isinstance(sizes, list | tuple) else [sizes]:
+        if not isinstance(size, int) or size < MIN_IMGSZ:
+            raise UserError(
+                f"imgsz={args['imgsz']} is too small for a pyramid of strides 8 to 128: use at least {MIN_IMGSZ}."
+            )
+
+
+def ultralytics_args(args: dict[str, Any]) -> dict[str, Any]:
+    """`args` without gid-yolo's own keys, for those of Ultralytics' classes that know only Ultralytics' arguments."""
+    return {key: value for key, value in args.items() if key not in OWN_KEYS}
+
+
+def configured_model(model: str | Path | dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
+    """The model's settings with the arguments that replace parts of them put in."""
+    config = model_config(model)
+    for key in ("backbone", "backbone_weights", "freeze_bn", "frozen_stages"):
+        if args.get(key) is not None:
+            config[key] = args[key]
+    return config

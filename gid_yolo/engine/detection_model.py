@@ -1,0 +1,175 @@
+"""A detector in the clothes of an Ultralytics model."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import LOGGER
+
+from gid_yolo.detectors import build_detector, model_config
+from gid_yolo.ops.boxes import xywh_to_xyxy
+from gid_yolo.ops.structures import RawPredictions, Targets
+
+Outputs = tuple[list[Tensor], RawPredictions]
+
+
+class GIDDetectionModel(DetectionModel):
+    """One of our detectors as Ultralytics' trainer, validator, predictor and exporter know a model.
+
+    Args:
+        cfg: Model name, yaml file, or settings.
+        ch: Input channels; these detectors take RGB only.
+        nc: Classes; the yaml's where None.
+        verbose: Log a summary.
+        load_backbone: Load the backbone weights that the settings ask for; False while a checkpoint follows anyway.
+
+    Attributes:
+        model: `nn.Sequential` of the detector alone, so that `model.model[-1]` is the head for Ultralytics' code.
+        yaml: The settings, with `nc`; a detector is rebuilt from them.
+        record: What produced the weights (data, epochs, teacher, ...), kept in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        cfg: str | Path | dict[str, Any] = "retina_nano",
+        ch: int = 3,
+        nc: int | None = None,
+        verbose: bool = True,
+        load_backbone: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)  # DetectionModel's own would parse a YOLO yaml
+        if ch != 3:
+            raise ValueError(f"timm backbones take 3 channels, but the data has channels={ch}.")
+        self.yaml = deepcopy(model_config(cfg))
+        self.yaml["nc"] = nc or self.yaml.get("nc", 80)
+        self.yaml["channels"] = ch
+        weights = self.yaml.get("backbone_weights", False) if load_backbone else False
+        self.model = nn.Sequential(build_detector(self.yaml, self.yaml["nc"], pretrained=weights or False))
+        self.nc = self.yaml["nc"]
+        self.names = {i: str(i) for i in range(self.nc)}
+        self.stride = torch.tensor([8.0, 16.0, 32.0])  # inputs are multiples of 32; P6 and P7 round up
+        self.save: list[int] = []
+        self.inplace = False
+        self.task = "detect"
+        self.criterion = None
+        self.record: dict[str, Any] = {}
+        if verbose:
+            self.info()
+
+    @property
+    def detector(self) -> nn.Module:
+        """The plain PyTorch detector."""
+        return self.model[-1]
+
+    @property
+    def frozen_names(self) -> list[str]:
+        """Names for Ultralytics' `freeze=`: the parts of the backbone that the settings freeze."""
+        return [f"0.backbone.body.{name}" for name in self.detector.backbone.frozen_names]
+
+    def raw(self, images: Tensor) -> Outputs:
+        """Pyramid features and raw predictions of (B, 3, H, W) images in [0, 1]."""
+        return self.detector.raw(images)
+
+    def _predict_once(self, x: Tensor, profile: bool = False, embed: Any = None) -> Any:
+        """Raw outputs in training mode; else detections (B, 4 + nc, R), with the raw outputs unless exported."""
+        if self.training:
+            return self.raw(x)
+        if torch.jit.is_tracing():
+            return self.detector(x)
+        features, raw = self.raw(x)
+        return self.detector.detections(raw, *x.shape[-2:]), (features, raw)
+
+    def _predict_augment(self, x: Tensor) -> Any:
+        LOGGER.warning("augment=True is not available for this model: predicting at one scale.")
+        return self._predict_once(x)
+
+    def set_head_attr(self, **kwargs: Any) -> None:
+        """Take no note: Ultralytics sets limits on heads with built-in selection, and these leave NMS outside."""
+
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Task loss of a batch.
+
+        Returns:
+            The loss to minimise, scaled by B / nbs so that gradients summed over nbs images are those of their mean
+            loss; and the unscaled named parts.
+        """
+        outputs = self.raw(batch["img"]) if preds is None else raw_outputs(preds)
+        parts = self.detector.loss(outputs[1], batch_targets(batch))
+        total = torch.stack(list(parts.values())).sum() * self.loss_scale(batch)
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    def loss_scale(self, batch: dict[str, Any]) -> float:
+        """B / nbs: see `loss`."""
+        nbs = self.args["nbs"] if isinstance(self.args, dict) else self.args.nbs
+        return batch["img"].shape[0] / nbs
+
+    def init_criterion(self) -> None:
+        """There is no criterion object: the loss functions of these detectors are pure."""
+        return
+
+    def fuse(self, verbose: bool = True, imgsz: int | list[int] = 640) -> GIDDetectionModel:
+        """Fold batch normalisation into the convolutions before it, checked on a probe."""
+        body = self.detector.backbone.body
+        if _foldable(body):
+            self.eval()
+            weight = next(body.parameters())
+            probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight)
+            with torch.no_grad():
+                folded = fold_batch_norm(deepcopy(body))
+                same = all(torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in zip(body(probe), folded(probe)))
+            if same:
+                self.detector.backbone.body = folded
+            else:  # a network that does not call its modules in the order it registers them
+                LOGGER.warning(f"batch normalisation of {self.yaml['backbone']} is left unfolded: it would not be exact.")
+            self.info(verbose=verbose, imgsz=imgsz)
+        return self
+
+    def is_fused(self) -> bool:
+        """True once no batch normalisation that `fuse` can fold is left."""
+        return not _foldable(self.detector.backbone.body)
+
+
+def raw_outputs(preds: Any) -> Outputs:
+    """Features and raw predictions out of what the model returned in training or in evaluation mode."""
+    return preds[1] if isinstance(preds[0], Tensor) else preds
+
+
+def batch_targets(batch: dict[str, Any]) -> Targets:
+    """Ground truth of an Ultralytics batch: normalised xywh boxes in one flat list become padded pixels."""
+    height, width = batch["img"].shape[-2:]
+    boxes = xywh_to_xyxy(batch["bboxes"].float())
+    boxes = boxes * boxes.new_tensor([width, height, width, height])
+    return Targets.from_flat(boxes, batch["cls"].reshape(-1), batch["batch_idx"], batch["img"].shape[0])
+
+
+def _foldable(body: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """(parent, convolution, norm) for every batch norm that directly follows a convolution in its parent.
+
+    timm registers a layer's norm right behind its convolution (`conv1`, `bn1`), in every network whose norms are
+    BatchNorm2d; a norm that does not match the convolution's channels is left alone.
+    """
+    pairs = []
+    for parent in body.modules():
+        children = list(parent.named_children())
+        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                if conv.out_channels == norm.num_features:
+                    pairs.append((parent, conv_name, norm_name))
+    return pairs
+
+
+def fold_batch_norm(body: nn.Module) -> nn.Module:
+    """Fold every batch norm that follows a convolution into it, in place (the network must be in eval mode)."""
+    for parent, conv_name, norm_name in _foldable(body):
+        conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+        setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+        keep = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        setattr(parent, norm_name, keep)
+    return body

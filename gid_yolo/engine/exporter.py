@@ -1,0 +1,39 @@
+"""Ultralytics' exporter for our detectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ultralytics.engine.exporter import Exporter
+from ultralytics.utils import DEFAULT_CFG, LOGGER
+
+from gid_yolo.engine.checkpoint import no_autoinstall
+from gid_yolo.engine.config import ultralytics_args
+from gid_yolo.errors import UserError
+
+
+class GIDExporter(Exporter):
+    """Writes ONNX files in Ultralytics' layout and metadata.
+
+    Input `images` (B, 3, H, W), RGB in [0, 1], normalised inside the graph; output `output0` (B, 4 + nc, R), xywh in
+    input pixels and class probabilities, NMS left to the caller.
+    """
+
+    def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
+        overrides = ultralytics_args(overrides or {})
+        if str(overrides.get("format", "onnx")).lower() != "onnx":
+            raise UserError(f"format={overrides['format']} is not supported: gid-yolo exports format=onnx.")
+        if overrides.get("nms"):
+            raise UserError("nms=True is not supported yet: the file's boxes go through NMS outside the graph.")
+        if overrides.get("quantize") not in (None, 32, "32", "fp32"):
+            raise UserError(f"quantize={overrides['quantize']} is not supported yet: gid-yolo exports FP32.")
+        super().__init__(cfg, {**overrides, "format": "onnx"}, _callbacks)
+
+    def __call__(self, model: torch.nn.Module) -> str:
+        """Export and return the path of the file."""
+        with no_autoinstall():  # what the export needs is declared
+            path = super().__call__(model)
+        LOGGER.info(f"ONNX file: {Path(path).resolve()} (output0 is (batch, 4 + {len(model.names)}, boxes), NMS outside)")
+        return path

@@ -1,0 +1,181 @@
+"""What is checked before the first step and after it: a distillation must not fail silently."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ultralytics.utils import LOGGER, ops
+from ultralytics.utils.torch_utils import unwrap_model
+
+from gid_yolo.engine.coco_eval import CocoAccumulator
+from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.teacher import loaded_share
+from gid_yolo.engine.teacher_student import TeacherStudentModel
+from gid_yolo.errors import UserError
+
+if TYPE_CHECKING:
+    from gid_yolo.engine.trainer import GIDTrainer
+
+
+def check_alignment(teacher: GIDDetectionModel, student: GIDDetectionModel, size: int = 128) -> int:
+    """Check that both models' predictions correspond one to one, on a blank image of `size` px.
+
+    Returns:
+        Predictions R on that image.
+
+    Raises:
+        UserError: Another kind of detector, another number of predictions, or other anchors.
+    """
+    kinds = teacher.detector.family, student.detector.family
+    if kinds[0] != kinds[1]:
+        raise UserError(f"the teacher is a {kinds[0]} and the student a {kinds[1]}: give both the same kind of detector.")
+    priors = []
+    for model in (teacher, student):
+        weight = next(model.parameters())
+        training = model.training
+        with torch.no_grad():
+            model.eval()
+            priors.append(model.raw(weight.new_zeros(1, 3, size, size))[1].priors.cpu())
+            model.train(training)
+    if priors[0].shape != priors[1].shape:
+        raise UserError(
+            f"teacher and student predict {len(priors[0])} and {len(priors[1])} boxes for one image, so they cannot be "
+            "compared one to one: give both yamls the same anchor settings."
+        )
+    if not torch.equal(*priors):
+        raise UserError("teacher and student have different anchors: give both yamls the same anchor settings.")
+    return len(priors[0])
+
+
+def report(trainer: GIDTrainer) -> None:
+    """Log the table of what is about to happen.
+
+    Raises:
+        UserError: The teacher cannot teach.
+    """
+    model = unwrap_model(trainer.model)
+    student = model.student_model if isinstance(model, TeacherStudentModel) else model
+    rows = [("student", _describe(student)), ("student backbone", _source(student, trainer))]
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    rows.append(("trained", f"{trainable / 1e6:.2f} M parameters, {len(trainer.args.freeze or [])} parts frozen"))
+    train, val = len(trainer.train_loader.dataset), len(trainer.test_loader.dataset)
+    rows.append(("data", f"{trainer.args.data}: {train} train, {val} {trainer.args.split} images, {student.nc} classes"))
+    if isinstance(model, TeacherStudentModel):
+        rows += _teacher_rows(trainer, model)
+    else:
+        rows.append(("teacher", "none: plain training"))
+    width = max(len(name) for name, _ in rows)
+    LOGGER.info("\nPreflight\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in rows) + "\n")
+
+
+def _describe(model: GIDDetectionModel) -> str:
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    return f"{model.detector.family} on {model.yaml['backbone']}, {millions:.2f} M parameters"
+
+
+def _source(student: GIDDetectionModel, trainer: GIDTrainer) -> str:
+    if trainer.resume:
+        return f"resumed from {trainer.args.model}"
+    if path := getattr(student, "pt_path", None):
+        return f"from the checkpoint {path}"
+    source = student.detector.backbone.source
+    if source.failed:
+        LOGGER.warning(
+            f"THE BACKBONE STARTS FROM RANDOM WEIGHTS: {source.text}. "
+            "Give backbone_weights=FILE to load them from disk, or backbone_weights=False if this is meant."
+        )
+    return source.text
+
+
+def _teacher_rows(trainer: GIDTrainer, model: TeacherStudentModel) -> list[tuple[str, str]]:
+    teacher, student, args = model.teacher_model, model.student_model, trainer.args
+    original = _reload(args.teacher)
+    loaded, wanted = loaded_share(original)
+    if loaded < wanted:
+        raise UserError(
+            f"teacher={args.teacher} holds only {loaded} of the {wanted} tensors its settings call for: it was written by "
+            "another version; train it again."
+        )
+    if teacher.training or any(p.requires_grad for p in teacher.parameters()):
+        raise UserError("the teacher is not frozen: something put it back into training mode.")
+    columns, images = teacher_columns(trainer, model)
+    if columns["mAP"] < args.teacher_min_ap:
+        raise UserError(
+            f"teacher={args.teacher} reaches mAP {columns['mAP']:.1f} on {images} validation images, under "
+            f"teacher_min_ap={args.teacher_min_ap}: it has nothing to teach; train it longer, or set teacher_min_ap=0."
+        )
+    same = model.class_index is None
+    classes = f"{teacher.nc} classes, the same as the student's" if same else _mapping(teacher, student, model)
+    boxes = check_alignment(teacher, student, trainer.args.imgsz)
+    terms = ", ".join(f"{name} x {weight:g}" for name, weight in model.projector.weights.items() if weight)
+    return [
+        ("teacher", f"{_describe(original)}, {args.teacher}"),
+        ("teacher tensors", f"{loaded} of {wanted} loaded; frozen, evaluation mode"),
+        ("teacher accuracy", f"mAP {columns['mAP']:.1f}, AP50 {columns['AP50']:.1f} on {images} validation images"),
+        ("teacher classes", classes),
+        ("aligned", f"R = {boxes} predictions at {trainer.args.imgsz} px, same anchors"),
+        ("distillation", f"K = {model.projector.top_k}, {terms or 'ALL TERMS OFF'}"),
+    ]
+
+
+def _reload(path: str) -> GIDDetectionModel:
+    from gid_yolo.engine.checkpoint import load_model
+
+    return load_model(path, "teacher")[0]
+
+
+def _mapping(teacher: GIDDetectionModel, student: GIDDetectionModel, model: TeacherStudentModel) -> str:
+    pairs = [f"{student.names[i]}={j}" for i, j in enumerate(model.class_index.tolist())]
+    shown = ", ".join(pairs[:6]) + (", ..." if len(pairs) > 6 else "")
+    return f"{len(pairs)} of {teacher.nc} mapped by name (student class = teacher index: {shown})"
+
+
+@torch.no_grad()
+def teacher_columns(trainer: GIDTrainer, model: TeacherStudentModel) -> tuple[dict[str, float], int]:
+    """The paper's ten columns of the teacher on the first `teacher_sample` validation images, and their number."""
+    accumulator, validator, device = CocoAccumulator(), trainer.validator, trainer.device
+    validator.device, validator.end2end = device, False
+    with torch.random.fork_rng():  # a distilled run must draw the same numbers as a plain one
+        for batch in trainer.test_loader:
+            batch = validator.preprocess(batch)
+            raw = model.teacher_model.raw(batch["img"].float())[1].select_classes(model.class_index)
+            found = validator.postprocess(model.student_model.detector.detections(raw, *batch["img"].shape[-2:]))
+            for i, pred in enumerate(found):
+                truth = validator._prepare_batch(i, batch)
+                shape = truth["imgsz"], truth["ori_shape"], truth["ratio_pad"]
+                arrays = (
+                    ops.scale_boxes(shape[0], truth["bboxes"].clone(), shape[1], ratio_pad=shape[2]),
+                    truth["cls"],
+                    ops.scale_boxes(shape[0], pred["bboxes"].clone(), shape[1], ratio_pad=shape[2]),
+                    pred["conf"],
+                    pred["cls"],
+                )
+                accumulator.add(*(x.float().cpu().numpy() for x in arrays))
+            if len(accumulator.images) >= trainer.args.teacher_sample:
+                break
+    return accumulator.columns(model.student_model.nc), len(accumulator.images)
+
+
+def first_step(trainer: GIDTrainer) -> None:
+    """After the first training step: every distillation term that is on must have a value and a gradient.
+
+    Raises:
+        UserError: A term is 0 or has no gradient, although it is on.
+    """
+    model: Any = unwrap_model(trainer.model)
+    if not model.probe:
+        return
+    probe, model.probe = model.probe, None
+    task, task_grad = probe.pop("task")
+    lines = [f"  {'task loss':<10} {task:>11.4g}                gradient {task_grad:>9.3g}"]
+    for name, (value, grad) in probe.items():
+        lines.append(f"  {name:<10} {value:>11.4g} = {value / task:>9.3g} x task, gradient {grad:>9.3g}")
+    LOGGER.info("\nFirst step (gradients at the student's pyramid)\n" + "\n".join(lines) + "\n")
+    for name in model.term_names:
+        value, grad = probe.get(name, (0.0, 0.0))
+        if value == 0 or grad == 0:
+            raise UserError(
+                f"{name} is on but its value is {value:g} and its gradient {grad:g} in the first step: teacher and student "
+                "may be the same model, or no general instance was found."
+            )

@@ -1,0 +1,146 @@
+"""Where a teacher comes from: a file, a finished run on the same data, or a run of its own first."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics.utils import LOGGER, SETTINGS, YAML
+
+from gid_yolo.cfg import model_names
+from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.errors import UserError
+
+
+def loaded_share(teacher: GIDDetectionModel) -> tuple[int, int]:
+    """How many of the tensors that the teacher's settings call for its checkpoint holds with the right shape."""
+    fresh = GIDDetectionModel(teacher.yaml, nc=teacher.nc, verbose=False).state_dict()
+    held = teacher.state_dict()
+    return sum(key in held and held[key].shape == value.shape for key, value in fresh.items()), len(fresh)
+
+
+def map_classes(teacher: dict[int, str], student: dict[int, str]) -> Tensor | None:
+    """The teacher's class for each of the student's, by name.
+
+    Returns:
+        (C,) indices, or None where both lists are the same.
+
+    Raises:
+        UserError: The teacher lacks a class of the student.
+    """
+    if list(teacher.values()) == list(student.values()):
+        return None
+    index = {name.strip().lower(): i for i, name in teacher.items()}
+    if missing := [name for name in student.values() if name.strip().lower() not in index]:
+        raise UserError(
+            f"the teacher knows {len(teacher)} classes ({_some(list(teacher.values()))}) but not {_some(missing)} of "
+            f"the data's {len(student)}: use a teacher trained on these classes, or rename them in the data yaml."
+        )
+    return torch.tensor([index[name.strip().lower()] for name in student.values()])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any]) -> Path:
+    """Path of the teacher's checkpoint; a name is looked up, and trained first where nothing is found.
+
+    Args:
+        teacher: A checkpoint, or a model name.
+        data: Path of the data yaml.
+        args: Arguments of the student's run; a teacher that must be trained takes over those that define the budget.
+
+    Raises:
+        UserError: Neither a file nor a known model.
+    """
+    path = Path(teacher)
+    if path.suffix == ".pt":
+        load_model(path, "teacher")  # fail before anything is trained
+        return path.resolve()
+    name = str(teacher)
+    if name not in model_names():
+        raise UserError(
+            f"teacher={teacher} is neither a checkpoint (.pt) nor a known model: choose from {', '.join(model_names())}."
+        )
+    local = Path(f"{name}.pt")
+    if local.is_file():
+        LOGGER.info(f"teacher={name}: found {local.resolve()}")
+        load_model(local, "teacher")
+        return local.resolve()
+    if found := find_finished_run(name, data):
+        LOGGER.info(f"teacher={name}: found a finished run on the same data, {found}")
+        return found
+    return train_teacher(name, data, args)
+
+
+def find_finished_run(name: str, data: str | Path) -> Path | None:
+    """The best.pt of the newest finished plain run of model `name` on `data`, or None.
+
+    A run is finished when its final evaluation was written, which is the last thing training does.
+    """
+    runs = []
+    for file in Path(SETTINGS["runs_dir"]).glob("detect/**/args.yaml"):
+        best = file.parent / "weights" / "best.pt"
+        if not best.is_file() or not (file.parent / "coco_metrics.json").is_file():
+            continue
+        args = YAML.load(file)
+        same_data = args.get("data") and Path(args["data"]).resolve() == Path(data).resolve()
+        if args.get("model") == name and same_data and not args.get("teacher") and args.get("fraction") in (None, 1.0):
+            runs.append((best.stat().st_mtime, best))
+    return max(runs)[1].resolve() if runs else None
+
+
+def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
+    """Train model `name` plainly on `data`, announced with what it takes; the run is found again next time."""
+    from gid_yolo.engine.trainer import GIDTrainer  # the trainer itself needs this module
+
+    carried = ("imgsz", "batch", "device", "workers", "seed", "deterministic", "cache", "amp", "project", "plots", "verbose")
+    overrides = {key: args[key] for key in carried if args.get(key) is not None}
+    overrides["epochs"] = args.get("teacher_epochs") or args.get("epochs")
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    overrides.update(model=name, data=str(data), task="detect", mode="train", name=f"teacher_{name}_{Path(data).parent.name}")
+    trainer = GIDTrainer(overrides=overrides)
+    epochs, images = trainer.epochs, _count_images(trainer.data["train"])
+    seconds = seconds_per_image(name, trainer.args.imgsz, trainer.device)
+    LOGGER.info(
+        f"\nteacher={name}: there is no {name}.pt here and no finished run on {data}, so it is trained first.\n"
+        f"  {epochs} epochs of {images} images at {trainer.args.imgsz} px on {trainer.device}: about "
+        f"{_duration(epochs * images * seconds)}, then it is kept as {trainer.best} and found again next time.\n"
+        "  Give teacher=FILE.pt to use a teacher of your own, teacher_epochs=N to train it for longer or shorter.\n"
+    )
+    trainer.train()
+    return trainer.best.resolve()
+
+
+def seconds_per_image(name: str, imgsz: int, device: torch.device, batch: int = 2) -> float:
+    """Time of a training step a image, from one forward and backward pass after a warm-up."""
+    model = GIDDetectionModel(name, verbose=False).to(device).train()
+    images = torch.rand(batch, 3, imgsz, imgsz, device=device)
+    for _ in range(2):
+        start = time.perf_counter()
+        _, raw = model.raw(images)
+        (raw.logits.mean() + raw.regression.mean()).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / batch
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _count_images(split: Any) -> int:
+    from ultralytics.data.utils import IMG_FORMATS
+
+    files = []
+    for part in split if isinstance(split, list) else [split]:
+        path = Path(part)
+        files += path.read_text().split() if path.is_file() else list(path.rglob("*"))
+    return sum(Path(f).suffix[1:].lower() in IMG_FORMATS for f in files)

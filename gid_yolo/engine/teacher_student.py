@@ -1,0 +1,142 @@
+"""The model that is trained while distilling: student, adaptation layer, and a frozen teacher beside them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.utils.torch_utils import copy_attr
+
+from gid_yolo.distill import GIDLoss
+from gid_yolo.engine.detection_model import GIDDetectionModel, batch_targets, raw_outputs
+from gid_yolo.ops.structures import GeneralInstances
+
+
+class TeacherStudentModel(DistillationModel):
+    """Student and teacher as Ultralytics' trainer, EMA and `strip_optimizer` know a distillation.
+
+    The teacher is held outside PyTorch's module tree: it is neither optimised, averaged, wrapped by DDP, nor written
+    into checkpoints, and `train()` cannot reach it.
+
+    Args:
+        student: The model to train.
+        teacher: The trained model; frozen here.
+        projector: The distillation loss with its adaptation layer (Ultralytics' name for it).
+        class_index: (C,) teacher's class for each of the student's; None where they are the same.
+    """
+
+    def __init__(
+        self,
+        student: GIDDetectionModel,
+        teacher: GIDDetectionModel,
+        projector: GIDLoss,
+        class_index: Tensor | None = None,
+    ) -> None:
+        nn.Module.__init__(self)  # DistillationModel's own wants a YOLO head
+        self.student_model = student
+        self.projector = projector
+        self.class_index = class_index
+        self.__dict__["teacher_model"] = freeze_teacher(teacher)  # past nn.Module's registration
+        self.instances: GeneralInstances | None = None  # of the last training batch
+        self.probe: dict[str, tuple[float, float]] | None = None  # preflight: set to {} to record one step
+        copy_attr(self, student, exclude=("criterion",))
+
+    def _freeze_teacher(self) -> None:
+        """Take no note: the teacher is frozen for good and `train()` does not reach it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the teacher and the last batch, for the EMA's copy and for checkpoints."""
+        state = self.__dict__.copy()
+        state.update(teacher_model=None, instances=None, probe=None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore; DistillationModel's own would hook into YOLO layers."""
+        self.__dict__.update(state)
+
+    def _remove_feature_hooks(self) -> None:
+        """Take no note: features are returned explicitly, not hooked."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TeacherStudentModel:
+        super()._apply(fn, recurse)
+        if self.teacher_model is not None:
+            self.teacher_model._apply(fn)
+        if self.class_index is not None:
+            self.class_index = fn(self.class_index)
+        return self
+
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Equation 9 on a training batch; in validation the task loss, with the distillation terms as 0.
+
+        Returns:
+            The loss to minimise, scaled as `GIDDetectionModel.loss` says, and the unscaled named parts.
+        """
+        student = self.student_model
+        if preds is None:
+            preds = student(batch["img"])
+        if not self.training:
+            loss, items = student.loss(batch, preds)
+            return loss, {**items, **{name: loss.new_zeros(()) for name in self.term_names}}
+        features, raw = raw_outputs(preds)
+        parts = student.detector.loss(raw, batch_targets(batch))
+        with torch.no_grad():
+            teacher_features, teacher_raw = self.teacher_model.raw(batch["img"])
+        terms, self.instances = self.projector(
+            teacher_features,
+            features,
+            teacher_raw.select_classes(self.class_index),
+            raw,
+            functions=student.detector,
+            strides=student.detector.strides,
+            image_size=tuple(batch["img"].shape[-2:]),
+        )
+        if self.probe is not None:
+            self.probe = probe_terms({"task": torch.stack(list(parts.values())).sum(), **terms}, features)
+        parts = {**parts, **terms}
+        total = torch.stack(list(parts.values())).sum() * student.loss_scale(batch)
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    @property
+    def term_names(self) -> list[str]:
+        """Names of the distillation terms that are on."""
+        names = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss"}
+        return [names[key] for key, weight in self.projector.weights.items() if weight]
+
+    @property
+    def criterion(self) -> None:
+        """There is none, see `GIDDetectionModel.init_criterion`."""
+        return
+
+    @criterion.setter
+    def criterion(self, value: Any) -> None:
+        """Ultralytics clears it before saving."""
+
+    def fuse(self, verbose: bool = True, imgsz: int | list[int] = 640) -> GIDDetectionModel:
+        """The fused student alone."""
+        return self.student_model.fuse(verbose=verbose, imgsz=imgsz)
+
+    def info(self, **kwargs: Any) -> Any:
+        """Summary of the student."""
+        return self.student_model.info(**kwargs)
+
+
+def freeze_teacher(teacher: GIDDetectionModel) -> GIDDetectionModel:
+    """Put a teacher into its state for good: eval mode, batch norms folded, no gradients, fp32."""
+    teacher = copy.deepcopy(teacher).float().eval()
+    teacher.fuse(verbose=False)
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    return teacher
+
+
+def probe_terms(terms: dict[str, Tensor], features: list[Tensor]) -> dict[str, tuple[float, float]]:
+    """Value of every term, and the norm of its gradient with respect to the student's pyramid."""
+    report = {}
+    for name, term in terms.items():
+        grads = torch.autograd.grad(term, features, retain_graph=True, allow_unused=True)
+        norms = [g.detach().float().norm() for g in grads if g is not None]
+        report[name] = (float(term.detach()), float(torch.stack(norms).norm()) if norms else 0.0)
+    return report

@@ -1,0 +1,55 @@
+"""Ultralytics' validation, and the paper's ten columns beside it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import LOGGER, ops
+
+from gid_yolo.engine.coco_eval import CocoAccumulator, format_row
+from gid_yolo.engine.config import ultralytics_args
+
+
+class GIDValidator(DetectionValidator):
+    """Measures Ultralytics' metrics during training, and COCO's ten columns in every other validation.
+
+    Attributes:
+        columns: The ten columns in percent after a validation outside training, else None.
+    """
+
+    def __init__(self, dataloader: Any = None, save_dir: Any = None, args: Any = None, _callbacks: Any = None) -> None:
+        args = ultralytics_args(args if isinstance(args, dict) else vars(args)) if args is not None else None
+        super().__init__(dataloader, save_dir, args, _callbacks)
+        self.columns: dict[str, float] | None = None
+        self.coco = CocoAccumulator()
+
+    def init_metrics(self, model: Any) -> None:
+        """Start empty."""
+        super().init_metrics(model)
+        self.columns, self.coco = None, CocoAccumulator()
+
+    def update_metrics(self, preds: list[dict[str, Any]], batch: dict[str, Any]) -> None:
+        """Add a batch to both evaluations."""
+        super().update_metrics(preds, batch)
+        if self.training:
+            return
+        for i, pred in enumerate(preds):
+            truth = self._prepare_batch(i, batch)
+            found = self.scale_preds(pred, truth)
+            boxes = ops.scale_boxes(
+                truth["imgsz"], truth["bboxes"].clone(), truth["ori_shape"], ratio_pad=truth["ratio_pad"]
+            )
+            arrays = (boxes, truth["cls"], found["bboxes"], found["conf"], found["cls"])
+            self.coco.add(*(x.float().cpu().numpy() for x in arrays))
+
+    def print_results(self) -> None:
+        """Ultralytics' table, then the ten columns as one row, saved as `coco_metrics.json`."""
+        super().print_results()
+        if self.training:
+            return
+        self.columns = self.coco.columns(self.nc)
+        LOGGER.info(format_row(self.columns, str(self.args.split)))
+        path = self.save_dir / "coco_metrics.json"
+        path.write_text(json.dumps({"split": self.args.split, "images": self.seen, **self.columns}, indent=2) + "\n")

@@ -1,0 +1,145 @@
+"""`GID`, the one object of the Python interface: train, val, predict, export, benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ultralytics.engine.model import Model
+from ultralytics.utils import SETTINGS
+
+from gid_yolo.data import prepare_data, synthetic_dataset
+from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.config import DEFAULTS, check_keys, check_values
+from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.exporter import GIDExporter
+from gid_yolo.engine.predictor import GIDPredictor
+from gid_yolo.engine.teacher import resolve_teacher
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.engine.validator import GIDValidator
+from gid_yolo.errors import UserError
+
+
+class GID(Model):
+    """A detector to train, evaluate, run and deploy.
+
+    Args:
+        model: A model name (`retina_nano`), a model yaml, a checkpoint (`best.pt`), or an ONNX file to validate and
+            predict with.
+        task: Always `detect`; taken for Ultralytics' sake.
+        verbose: Log a summary of a new model.
+
+    Examples:
+        >>> from gid_yolo import GID
+        >>> GID("retina_nano").train(teacher="retina_small", epochs=40)  # on the embedded data
+        >>> GID("best.pt").export(imgsz=320)
+    """
+
+    def __init__(self, model: str | Path = "retina_nano", task: str | None = None, verbose: bool = False) -> None:
+        name = str(model)
+        if Path(name).suffix == "":
+            name = f"{name}.yaml"  # Ultralytics would take a bare name for a checkpoint
+        super().__init__(model=name, task="detect", verbose=verbose)
+
+    def _new(self, cfg: str, task: str | None = None, verbose: bool = False) -> None:
+        config = cfg if Path(cfg).is_file() else Path(cfg).stem
+        self.cfg = str(config)
+        self.task = "detect"
+        self.model = GIDDetectionModel(config, verbose=verbose)
+        self.overrides.update(model=self.cfg, task=self.task)
+        self.model.args = {**DEFAULTS, **self.overrides}
+        self.model_name = self.cfg
+
+    def _load(self, weights: str, task: str | None = None) -> None:
+        if Path(weights).suffix != ".pt":
+            if not Path(weights).is_file():
+                raise UserError(f"model={weights} does not exist: give a model name, a .pt or an .onnx file.")
+            super()._load(weights, task="detect")
+            return
+        self.model, self.ckpt = load_model(weights)
+        self.task = "detect"
+        self.overrides = self.model.args = self._reset_ckpt_args(self.model.args)
+        self.ckpt_path = self.model.pt_path
+        self.overrides.update(model=str(weights), task=self.task)
+        self.model_name = str(weights)
+
+    @property
+    def task_map(self) -> dict[str, dict[str, Any]]:
+        """Ultralytics' hook: which class does what."""
+        return {
+            "detect": {
+                "model": GIDDetectionModel,
+                "trainer": GIDTrainer,
+                "validator": GIDValidator,
+                "predictor": GIDPredictor,
+            }
+        }
+
+    def train(self, trainer: Any = None, **kwargs: Any) -> Any:
+        """Train; with `teacher=`, distil. Arguments are Ultralytics' and those of `cfg/default.yaml`.
+
+        Without `data=` the embedded data set is used. A teacher given by name is looked up, and trained first where
+        it is not found.
+
+        Raises:
+            UserError: Arguments or data that cannot work, said before anything is trained.
+        """
+        self._check_is_pytorch_model()
+        check_keys(kwargs)
+        if not kwargs.get("resume"):
+            check_values(kwargs)
+            kwargs["data"] = str(resolve_data(kwargs.get("data")))
+            if kwargs.get("teacher") and kwargs.get("distill") != "none":
+                kwargs["teacher"] = str(resolve_teacher(kwargs["teacher"], kwargs["data"], kwargs))
+        return super().train(trainer, **kwargs)
+
+    def val(self, validator: Any = None, **kwargs: Any) -> Any:
+        """Validate: Ultralytics' metrics, and the paper's ten columns as a row and as `coco_metrics.json`.
+
+        Returns:
+            Ultralytics' metrics; `self.columns` holds the ten columns.
+        """
+        check_keys(kwargs)
+        kwargs = {"iou": DEFAULTS["iou"], "conf": DEFAULTS["conf"], **kwargs}
+        kwargs["data"] = str(resolve_data(kwargs.get("data") or self.overrides.get("data")))
+        made = (validator or self._smart_load("validator"))(
+            args={**self.overrides, "rect": True, **kwargs, "mode": "val"}, _callbacks=self.callbacks
+        )
+        made(model=self.model)
+        self.metrics, self.columns = made.metrics, made.columns
+        return made.metrics
+
+    def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
+        """Detect objects in images, folders or videos; `source` as Ultralytics takes it."""
+        check_keys(kwargs)
+        return super().predict(source, stream, predictor, **{"iou": DEFAULTS["iou"], **kwargs})
+
+    def export(self, **kwargs: Any) -> str:
+        """Write an ONNX file beside the checkpoint and return its path."""
+        self._check_is_pytorch_model()
+        check_keys(kwargs)
+        check_values(kwargs)
+        args = {"imgsz": self.model.args.get("imgsz", 640), "batch": 1, "device": None, "data": None}
+        overrides = {**self.overrides, **args, "format": "onnx", **kwargs, "mode": "export"}
+        return GIDExporter(overrides=overrides, _callbacks=self.callbacks)(model=self.model)
+
+    def benchmark(self, **kwargs: Any) -> Any:
+        """Compare this model's ONNX file with those of `baseline=` and `teacher=`: latency against accuracy."""
+        from gid_yolo.export.benchmark import benchmark
+
+        return benchmark(model=self.ckpt_path or self.model_name, **kwargs)
+
+
+def resolve_data(data: Any) -> Path:
+    """Path of the data yaml: the embedded set without `data=`, converted where it is VOC or COCO JSON."""
+    if data is None:
+        return synthetic_dataset()
+    name = Path(str(data))
+    if name.suffix in {".yaml", ".yml"} and not name.is_file():
+        if (stored := Path(SETTINGS["datasets_dir"]) / name).is_file():
+            return stored
+        from ultralytics.utils import ROOT
+
+        if list((ROOT / "cfg" / "datasets").rglob(name.name)):
+            return name  # one of Ultralytics' own, which it finds and downloads
+    return prepare_data(data)
