@@ -96,7 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gid {mode}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"gid {mode}: stopped; gid-train resume=True model=.../last.pt goes on from the last epoch.", file=sys.stderr)
+        print(
+            f"gid {mode}: stopped; gid-train resume=True model=.../last.pt goes on from the last epoch.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -55,7 +55,9 @@ def unit_outline(name: str, rng: np.random.Generator) -> Outline:
             return [_polar(1.0, 0, np.pi, 36, closed=False)]
         case "arc":  # a ring with a wide gap
             sweep, inner = rng.uniform(0.6, 1.2) * np.pi, rng.uniform(0.6, 0.75)
-            return [np.concatenate([_polar(1.0, 0, sweep, 40, closed=False), _polar(inner, sweep, 0, 40, closed=False)])]
+            return [
+                np.concatenate([_polar(1.0, 0, sweep, 40, closed=False), _polar(inner, sweep, 0, 40, closed=False)])
+            ]
         case "corner":  # half a cross
             arm = rng.uniform(0.3, 0.5)
             return [np.array([[0.0, 0.0], [2.0, 0.0], [2.0, arm], [arm, arm], [arm, 2.0], [0.0, 2.0]])]

@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import timm
@@ -84,7 +85,7 @@ class TimmBackbone(nn.Module):
         return self.body((images - self.mean) / self.std)
 
 
-def _indices_of(name: str, body: nn.Module, strides: tuple[int, ...]) -> tuple[int, ...]:
+def _indices_of(name: str, body: Any, strides: tuple[int, ...]) -> tuple[int, ...]:
     """Positions of the feature maps that have the wanted strides (the last map of each, the deepest one)."""
     reduction = body.feature_info.reduction()
     if missing := [s for s in strides if s not in reduction]:
@@ -95,7 +96,7 @@ def _indices_of(name: str, body: nn.Module, strides: tuple[int, ...]) -> tuple[i
     return tuple(len(reduction) - 1 - reduction[::-1].index(s) for s in strides)
 
 
-def _frozen_names(probe: nn.Module, stages: int) -> list[str]:
+def _frozen_names(probe: Any, stages: int) -> list[str]:
     """Parts of a timm feature network up to and including the one that gives its `stages`-th map."""
     if stages <= 0:
         return []
@@ -134,7 +135,7 @@ def _load_weights(body: nn.Module, name: str, weights: bool | str | Path, indice
     return WeightSource(f"{path.name} ({len(body.state_dict())} tensors)", loaded=True)
 
 
-def _download(body: nn.Module, name: str, indices: tuple[int, ...]) -> WeightSource:
+def _download(body: Any, name: str, indices: tuple[int, ...]) -> WeightSource:
     """Load timm's ImageNet weights through its hub cache; random weights, said loudly, where that fails."""
     if not body.pretrained_cfg.get("hf_hub_id") and not body.pretrained_cfg.get("url"):
         return WeightSource(f"RANDOM: timm has no trained weights for {name}", loaded=False, failed=True)

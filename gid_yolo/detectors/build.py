@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from gid_yolo.cfg import MODELS_DIR, load_yaml, model_names
 from gid_yolo.detectors.backbone import TimmBackbone
+from gid_yolo.detectors.detector import Detector
 from gid_yolo.detectors.retinanet import RetinaNet
 from gid_yolo.errors import UserError
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"retinanet": RetinaNet}
+BUILDERS: dict[str, Callable[..., Detector]] = {"retinanet": RetinaNet}
 
 
 def model_config(model: str | Path | dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def build_detector(
     num_classes: int | None = None,
     pretrained: bool | str | Path = False,
     **overrides: Any,
-) -> nn.Module:
+) -> Detector:
     """Build a detector.
 
     Args:

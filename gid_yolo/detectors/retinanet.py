@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from gid_yolo.detectors.backbone import TimmBackbone
+from gid_yolo.detectors.detector import Detector
 from gid_yolo.detectors.neck import FPN
 from gid_yolo.ops.anchors import cell_anchors, grid_anchors
 from gid_yolo.ops.assign import IGNORED, match_anchors, positive_mask
@@ -56,7 +57,8 @@ class RetinaNetHead(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior) / prior))
+        bias = torch.full((num_anchors * num_classes,), -math.log((1 - prior) / prior))
+        self.cls_logits.bias = nn.Parameter(bias)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Map the pyramid to (B, R, C) logits and (B, R, 4) deltas, R in the order level, row, column, anchor."""
@@ -70,8 +72,8 @@ def _per_anchor(x: Tensor, values: int) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
 
 
-class RetinaNet(nn.Module):
-    """Backbone, pyramid, head, and the loss functions that the task and the distillation share.
+class RetinaNet(Detector):
+    """RetinaNet on P3-P7 with anchors.
 
     Args:
         backbone: The bottom-up network.
@@ -135,12 +137,8 @@ class RetinaNet(nn.Module):
         logits, deltas = self.head(features)
         return features, RawPredictions(logits, deltas, grid_anchors(self.cells, features, self.strides), decode_deltas)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Detections (B, 4 + C, R) of images (B, 3, H, W) in [0, 1]: xywh in pixels and class probabilities, no NMS."""
-        return self.detections(self.raw(images)[1], *images.shape[-2:])
-
     def detections(self, raw: RawPredictions, height: int | Tensor, width: int | Tensor) -> Tensor:
-        """Detections (B, 4 + C, R) from raw predictions on images of the given size."""
+        """Detections (B, 4 + C, R): xywh in pixels and class probabilities, NMS left to the caller."""
         return dense_detections(raw, height, width)
 
     def loss(self, raw: RawPredictions, targets: Targets) -> dict[str, Tensor]:
@@ -165,8 +163,6 @@ class RetinaNet(nn.Module):
         box = box_regression_loss(raw.regression, deltas, beta=self.box_beta)  # (B, R)
         box_loss = (box.where(positive, 0.0).sum(1) / count).mean()
         return {"cls_loss": cls_loss, "box_loss": box_loss}
-
-    # What response distillation needs to know of this detector (section 3.4): three pure functions.
 
     def response_mask(self, priors: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
         """Equation 7: (B, R) True for the anchors that the task assignment would give to one of the GI boxes."""

@@ -1,4 +1,7 @@
-"""Section 3 of the paper, one file a subsection; a detector is known only by its raw predictions and three functions."""
+"""Section 3 of the paper, one file a subsection.
+
+A detector is known here only by its raw predictions and three functions.
+"""
 
 from gid_yolo.distill.feature import feature_loss
 from gid_yolo.distill.gid import GIDLoss

@@ -1,0 +1,1 @@
+"""The only place that subclasses Ultralytics: model, trainer, validator, predictor, exporter."""

@@ -50,7 +50,7 @@ def load_any(path: str | Path, role: str = "model") -> tuple[Any, dict[str, Any]
     except _DAMAGED as error:  # unpickling damaged bytes can raise any of them
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{role}={path} is not a checkpoint ({type(error).__name__}: {reason}): give a .pt file that gid-train wrote."
+            f"{role}={path} is not a checkpoint of gid-train ({type(error).__name__}: {reason}): give another file."
         ) from error
     inner = model.student_model if isinstance(model, DistillationModel) else model
     if not isinstance(inner, GIDDetectionModel):

@@ -28,7 +28,12 @@ class CocoAccumulator:
     detections: list[dict] = field(default_factory=list)
 
     def add(
-        self, true_boxes: np.ndarray, true_classes: np.ndarray, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray
+        self,
+        true_boxes: np.ndarray,
+        true_classes: np.ndarray,
+        boxes: np.ndarray,
+        scores: np.ndarray,
+        classes: np.ndarray,
     ) -> None:
         """Add one image.
 

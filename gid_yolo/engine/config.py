@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def ultralytics_args(args: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in args.items() if key not in OWN_KEYS}
 
 
-def configured_model(model: str | Path | dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
+def configured_model(model: str | Path | dict[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
     """The model's settings with the arguments that replace parts of them put in."""
     config = model_config(model)
     for key in ("backbone", "backbone_weights", "freeze_bn", "frozen_stages"):

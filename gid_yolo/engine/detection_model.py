@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -13,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 
-from gid_yolo.detectors import build_detector, model_config
+from gid_yolo.detectors import Detector, build_detector, model_config
 from gid_yolo.ops.boxes import xywh_to_xyxy
 from gid_yolo.ops.structures import RawPredictions, Targets
 
@@ -64,9 +65,9 @@ class GIDDetectionModel(DetectionModel):
             self.info()
 
     @property
-    def detector(self) -> nn.Module:
+    def detector(self) -> Detector:
         """The plain PyTorch detector."""
-        return self.model[-1]
+        return cast(Detector, self.model[-1])
 
     @property
     def frozen_names(self) -> list[str]:
@@ -123,11 +124,15 @@ class GIDDetectionModel(DetectionModel):
             probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight)
             with torch.no_grad():
                 folded = fold_batch_norm(deepcopy(body))
-                same = all(torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in zip(body(probe), folded(probe)))
+                same = all(
+                    torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in zip(body(probe), folded(probe), strict=True)
+                )
             if same:
                 self.detector.backbone.body = folded
             else:  # a network that does not call its modules in the order it registers them
-                LOGGER.warning(f"batch normalisation of {self.yaml['backbone']} is left unfolded: it would not be exact.")
+                LOGGER.warning(
+                    f"batch normalisation of {self.yaml['backbone']} is left unfolded: it would not be exact."
+                )
             self.info(verbose=verbose, imgsz=imgsz)
         return self
 
@@ -158,10 +163,10 @@ def _foldable(body: nn.Module) -> list[tuple[nn.Module, str, str]]:
     pairs = []
     for parent in body.modules():
         children = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                if conv.out_channels == norm.num_features:
-                    pairs.append((parent, conv_name, norm_name))
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
+            follows = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            if follows and conv.out_channels == norm.num_features:
+                pairs.append((parent, conv_name, norm_name))
     return pairs
 
 

@@ -35,5 +35,6 @@ class GIDExporter(Exporter):
         """Export and return the path of the file."""
         with no_autoinstall():  # what the export needs is declared
             path = super().__call__(model)
-        LOGGER.info(f"ONNX file: {Path(path).resolve()} (output0 is (batch, 4 + {len(model.names)}, boxes), NMS outside)")
+        names: Any = model.names
+        LOGGER.info(f"ONNX file: {Path(path).resolve()}, output0 (batch, 4 + {len(names)}, boxes), NMS left outside")
         return path

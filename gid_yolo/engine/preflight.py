@@ -8,6 +8,7 @@ import torch
 from ultralytics.utils import LOGGER, ops
 from ultralytics.utils.torch_utils import unwrap_model
 
+from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.teacher import loaded_share
@@ -29,7 +30,9 @@ def check_alignment(teacher: GIDDetectionModel, student: GIDDetectionModel, size
     """
     kinds = teacher.detector.family, student.detector.family
     if kinds[0] != kinds[1]:
-        raise UserError(f"the teacher is a {kinds[0]} and the student a {kinds[1]}: give both the same kind of detector.")
+        raise UserError(
+            f"the teacher is a {kinds[0]} and the student a {kinds[1]}: give both the same kind of detector."
+        )
     priors = []
     for model in (teacher, student):
         weight = next(model.parameters())
@@ -60,7 +63,9 @@ def report(trainer: GIDTrainer) -> None:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows.append(("trained", f"{trainable / 1e6:.2f} M parameters, {len(trainer.args.freeze or [])} parts frozen"))
     train, val = len(trainer.train_loader.dataset), len(trainer.test_loader.dataset)
-    rows.append(("data", f"{trainer.args.data}: {train} train, {val} {trainer.args.split} images, {student.nc} classes"))
+    rows.append(
+        ("data", f"{trainer.args.data}: {train} train, {val} {trainer.args.split} images, {student.nc} classes")
+    )
     if isinstance(model, TeacherStudentModel):
         rows += _teacher_rows(trainer, model)
     else:
@@ -90,12 +95,12 @@ def _source(student: GIDDetectionModel, trainer: GIDTrainer) -> str:
 
 def _teacher_rows(trainer: GIDTrainer, model: TeacherStudentModel) -> list[tuple[str, str]]:
     teacher, student, args = model.teacher_model, model.student_model, trainer.args
-    original = _reload(args.teacher)
+    original, _ = load_model(args.teacher, "teacher")  # the one in use has its batch norms folded
     loaded, wanted = loaded_share(original)
     if loaded < wanted:
         raise UserError(
-            f"teacher={args.teacher} holds only {loaded} of the {wanted} tensors its settings call for: it was written by "
-            "another version; train it again."
+            f"teacher={args.teacher} holds only {loaded} of the {wanted} tensors its settings call for: "
+            "it was written by another version; train it again."
         )
     if teacher.training or any(p.requires_grad for p in teacher.parameters()):
         raise UserError("the teacher is not frozen: something put it back into training mode.")
@@ -105,8 +110,8 @@ def _teacher_rows(trainer: GIDTrainer, model: TeacherStudentModel) -> list[tuple
             f"teacher={args.teacher} reaches mAP {columns['mAP']:.1f} on {images} validation images, under "
             f"teacher_min_ap={args.teacher_min_ap}: it has nothing to teach; train it longer, or set teacher_min_ap=0."
         )
-    same = model.class_index is None
-    classes = f"{teacher.nc} classes, the same as the student's" if same else _mapping(teacher, student, model)
+    index = model.class_index
+    classes = f"{teacher.nc} classes, the student's" if index is None else _mapping(teacher, student, index.tolist())
     boxes = check_alignment(teacher, student, trainer.args.imgsz)
     terms = ", ".join(f"{name} x {weight:g}" for name, weight in model.projector.weights.items() if weight)
     return [
@@ -119,14 +124,8 @@ def _teacher_rows(trainer: GIDTrainer, model: TeacherStudentModel) -> list[tuple
     ]
 
 
-def _reload(path: str) -> GIDDetectionModel:
-    from gid_yolo.engine.checkpoint import load_model
-
-    return load_model(path, "teacher")[0]
-
-
-def _mapping(teacher: GIDDetectionModel, student: GIDDetectionModel, model: TeacherStudentModel) -> str:
-    pairs = [f"{student.names[i]}={j}" for i, j in enumerate(model.class_index.tolist())]
+def _mapping(teacher: GIDDetectionModel, student: GIDDetectionModel, index: list[int]) -> str:
+    pairs = [f"{student.names[i]}={j}" for i, j in enumerate(index)]
     shown = ", ".join(pairs[:6]) + (", ..." if len(pairs) > 6 else "")
     return f"{len(pairs)} of {teacher.nc} mapped by name (student class = teacher index: {shown})"
 
@@ -176,6 +175,6 @@ def first_step(trainer: GIDTrainer) -> None:
         value, grad = probe.get(name, (0.0, 0.0))
         if value == 0 or grad == 0:
             raise UserError(
-                f"{name} is on but its value is {value:g} and its gradient {grad:g} in the first step: teacher and student "
-                "may be the same model, or no general instance was found."
+                f"{name} is on but its value is {value:g} and its gradient {grad:g} in the first step: "
+                "teacher and student may be the same model, or no general instance was found."
             )

@@ -65,7 +65,7 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
     name = str(teacher)
     if name not in model_names():
         raise UserError(
-            f"teacher={teacher} is neither a checkpoint (.pt) nor a known model: choose from {', '.join(model_names())}."
+            f"teacher={teacher} is neither a checkpoint (.pt) nor a known model ({', '.join(model_names())})."
         )
     local = Path(f"{name}.pt")
     if local.is_file():
@@ -99,11 +99,25 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
     """Train model `name` plainly on `data`, announced with what it takes; the run is found again next time."""
     from gid_yolo.engine.trainer import GIDTrainer  # the trainer itself needs this module
 
-    carried = ("imgsz", "batch", "device", "workers", "seed", "deterministic", "cache", "amp", "project", "plots", "verbose")
+    carried = (
+        "imgsz",
+        "batch",
+        "device",
+        "workers",
+        "seed",
+        "deterministic",
+        "cache",
+        "amp",
+        "project",
+        "plots",
+        "verbose",
+    )
     overrides = {key: args[key] for key in carried if args.get(key) is not None}
     overrides["epochs"] = args.get("teacher_epochs") or args.get("epochs")
     overrides = {key: value for key, value in overrides.items() if value is not None}
-    overrides.update(model=name, data=str(data), task="detect", mode="train", name=f"teacher_{name}_{Path(data).parent.name}")
+    overrides.update(
+        model=name, data=str(data), task="detect", mode="train", name=f"teacher_{name}_{Path(data).parent.name}"
+    )
     trainer = GIDTrainer(overrides=overrides)
     epochs, images = trainer.epochs, _count_images(trainer.data["train"])
     seconds = seconds_per_image(name, trainer.args.imgsz, trainer.device)
@@ -139,7 +153,7 @@ def _duration(seconds: float) -> str:
 def _count_images(split: Any) -> int:
     from ultralytics.data.utils import IMG_FORMATS
 
-    files = []
+    files: list[Any] = []
     for part in split if isinstance(split, list) else [split]:
         path = Path(part)
         files += path.read_text().split() if path.is_file() else list(path.rglob("*"))

@@ -39,6 +39,8 @@ class GIDTrainer(DetectionTrainer):
         _callbacks: Ultralytics' callbacks.
     """
 
+    model: Any  # a name before setup_model, then the network
+
     def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = dict(overrides or {})
         check_keys(overrides)
@@ -159,7 +161,19 @@ class GIDTrainer(DetectionTrainer):
         """What makes this run what it is, kept in the checkpoint; a resumed run keeps the record it began with."""
         if self.model_record:
             return self.model_record
-        keys = ("model", "data", "epochs", "batch", "imgsz", "seed", "optimizer", "lr0", "fraction", "teacher", "distill")
+        keys = (
+            "model",
+            "data",
+            "epochs",
+            "batch",
+            "imgsz",
+            "seed",
+            "optimizer",
+            "lr0",
+            "fraction",
+            "teacher",
+            "distill",
+        )
         record = {key: getattr(self.args, key) for key in keys}
         started_from = getattr(student, "pt_path", None) or student.detector.backbone.source.text
         return {**record, "initialised_from": str(started_from), "version": __version__}

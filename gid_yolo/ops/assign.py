@@ -49,7 +49,9 @@ def match_anchors(
     return matched
 
 
-def positive_mask(anchors: Tensor, boxes: Tensor, valid: Tensor, *, positive_iou: float = 0.5, low_quality: bool = True) -> Tensor:
+def positive_mask(
+    anchors: Tensor, boxes: Tensor, valid: Tensor, *, positive_iou: float = 0.5, low_quality: bool = True
+) -> Tensor:
     """(B, R) True where an anchor would be a positive of one of `boxes`: equation 7 for anchor-based detectors."""
     matched = match_anchors(
         anchors, boxes, valid, positive_iou=positive_iou, negative_iou=positive_iou, low_quality=low_quality

@@ -1,0 +1,59 @@
+"""What every detector offers to training, distillation and export."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from gid_yolo.detectors.backbone import TimmBackbone
+from gid_yolo.ops.structures import RawPredictions, Targets
+
+
+class Detector(nn.Module, ABC):
+    """A backbone, a pyramid and a head, with the loss functions that the task and the distillation share.
+
+    Attributes:
+        family: Kind of detector; only models of one kind can distil into each other.
+        strides: Pixels per cell of each pyramid level.
+        backbone: The bottom-up network.
+        fpn_channels: Channels of every pyramid level.
+        num_classes: Classes C.
+    """
+
+    family: ClassVar[str]
+    strides: ClassVar[tuple[int, ...]]
+    backbone: TimmBackbone
+    fpn_channels: int
+    num_classes: int
+
+    @abstractmethod
+    def raw(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:
+        """Map (B, 3, H, W) RGB images in [0, 1] to the pyramid and the raw predictions."""
+
+    @abstractmethod
+    def detections(self, raw: RawPredictions, height: int | Tensor, width: int | Tensor) -> Tensor:
+        """Detections in Ultralytics' layout from raw predictions on images of the given size."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Detections of (B, 3, H, W) RGB images in [0, 1]: `detections` of what `raw` gives."""
+        return self.detections(self.raw(images)[1], *images.shape[-2:])
+
+    @abstractmethod
+    def loss(self, raw: RawPredictions, targets: Targets) -> dict[str, Tensor]:
+        """Named task losses, each a mean over images."""
+
+    # What response distillation needs to know of a detector (section 3.4): three pure functions.
+
+    @abstractmethod
+    def response_mask(self, priors: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
+        """Equation 7: (B, R) True for the outputs that the label assignment would give to one of the GI boxes."""
+
+    @abstractmethod
+    def response_cls_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
+        """L_cls of equation 8: (B, R)."""
+
+    @abstractmethod
+    def response_reg_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
+        """L_reg of equation 8: (B, R)."""
