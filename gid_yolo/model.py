@@ -8,7 +8,8 @@ from typing import Any
 from ultralytics.engine.model import Model
 from ultralytics.utils import SETTINGS
 
-from gid_yolo.data import prepare_data, synthetic_dataset
+from gid_yolo.data.convert import prepare_data
+from gid_yolo.data.synthetic import synthetic_dataset
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.config import DEFAULTS, check_keys, check_values
 from gid_yolo.engine.detection_model import GIDDetectionModel
@@ -112,7 +113,10 @@ class GID(Model):
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
         """Detect objects in images, folders or videos; `source` as Ultralytics takes it."""
         check_keys(kwargs)
-        return super().predict(source, stream, predictor, **{"iou": DEFAULTS["iou"], **kwargs})
+        try:
+            return super().predict(source, stream, predictor, **{"iou": DEFAULTS["iou"], **kwargs})
+        except FileNotFoundError as error:
+            raise UserError(f"source={source} cannot be read: {' '.join(str(error).split())}") from error
 
     def export(self, **kwargs: Any) -> str:
         """Write an ONNX file beside the checkpoint and return its path."""

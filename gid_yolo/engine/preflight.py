@@ -11,7 +11,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.detection_model import GIDDetectionModel
-from gid_yolo.engine.teacher import loaded_share
+from gid_yolo.engine.teacher import count_images, loaded_share
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.errors import UserError
 
@@ -62,16 +62,23 @@ def report(trainer: GIDTrainer) -> None:
     rows = [("student", _describe(student)), ("student backbone", _source(student, trainer))]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows.append(("trained", f"{trainable / 1e6:.2f} M parameters, {len(trainer.args.freeze or [])} parts frozen"))
-    train, val = len(trainer.train_loader.dataset), len(trainer.test_loader.dataset)
-    rows.append(
-        ("data", f"{trainer.args.data}: {train} train, {val} {trainer.args.split} images, {student.nc} classes")
-    )
+    rows.append(("data", f"{trainer.args.data}, {student.nc} classes"))
+    rows += [(f"{split} images", _counted(trainer, split)) for split in ("train", "val")]
     if isinstance(model, TeacherStudentModel):
         rows += _teacher_rows(trainer, model)
     else:
         rows.append(("teacher", "none: plain training"))
     width = max(len(name) for name, _ in rows)
     LOGGER.info("\nPreflight\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in rows) + "\n")
+
+
+def _counted(trainer: GIDTrainer, split: str) -> str:
+    """How many images a split gives, and how many of its files Ultralytics skipped (it named each as it read them)."""
+    used = len((trainer.train_loader if split == "train" else trainer.test_loader).dataset)
+    files = count_images(trainer.data["train" if split == "train" else trainer.args.split])
+    if used == files or trainer.args.fraction != 1.0:
+        return str(used)
+    return f"{used} of {files}: {files - used} COULD NOT BE USED, each is named above"
 
 
 def _describe(model: GIDDetectionModel) -> str:

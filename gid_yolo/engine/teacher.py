@@ -119,7 +119,7 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
         model=name, data=str(data), task="detect", mode="train", name=f"teacher_{name}_{Path(data).parent.name}"
     )
     trainer = GIDTrainer(overrides=overrides)
-    epochs, images = trainer.epochs, _count_images(trainer.data["train"])
+    epochs, images = trainer.epochs, count_images(trainer.data["train"])
     seconds = seconds_per_image(name, trainer.args.imgsz, trainer.device)
     LOGGER.info(
         f"\nteacher={name}: there is no {name}.pt here and no finished run on {data}, so it is trained first.\n"
@@ -150,7 +150,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _count_images(split: Any) -> int:
+def count_images(split: Any) -> int:
+    """Image files of a data split: a folder, a list file, or a list of them."""
     from ultralytics.data.utils import IMG_FORMATS
 
     files: list[Any] = []

@@ -115,6 +115,8 @@ class GIDTrainer(DetectionTrainer):
     def set_model_attributes(self) -> None:
         """Attach the data's names and the arguments, freeze what the settings freeze, and wrap for distillation."""
         student = self.model
+        if self.device.type == "cpu":  # Ultralytics does this on CUDA only; here it saves a quarter of a step
+            student.to(memory_format=torch.channels_last)
         super().set_model_attributes()
         if isinstance(self.args.freeze, int):
             raise UserError(f"freeze={self.args.freeze} counts YOLO layers: name parts, e.g. freeze=[0.backbone].")

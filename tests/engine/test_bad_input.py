@@ -1,0 +1,166 @@
+"""Every mistake a user can make gets one clear sentence, exit status 2, and no traceback."""
+
+import pytest
+import torch
+from engine_helpers import write_data
+
+from gid_yolo.cli import main
+
+FAST = ["epochs=1", "imgsz=64", "batch=4", "plots=False", "teacher_min_ap=0"]
+
+
+def sentence(capsys, *words) -> str:
+    """What the command line says about `words`; exactly one line on stderr."""
+    capsys.readouterr()
+    assert main(list(words)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gid ")]
+    assert len(lines) == 1
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+def test_unknown_mode(capsys):
+    assert "'trian' is not a mode: choose from train" in sentence(capsys, "trian")
+
+
+def test_unknown_argument_suggests_the_known_one(capsys):
+    text = sentence(capsys, "train", "gid_topk=5")
+    assert "'gid_topk' is not a valid argument" in text
+    assert "gid_top_k=10" in text
+
+
+def test_a_word_that_is_no_argument(capsys):
+    assert "write key=value" in sentence(capsys, "train", "epochs")
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("distill=kd", "distill=kd is unknown: choose from gid, none"),
+        ("gid_top_k=-1", "gid_top_k=-1 must be a number that is not negative"),
+        ("gid_feature=much", "gid_feature=much must be a number"),
+        ("gid_iou=3", "gid_iou=3 must lie between 0 and 1"),
+        ("gid_adapt_kernel=2", "must be odd"),
+        ("imgsz=32", "imgsz=32 is too small"),
+        ("epochs=many", "epochs"),
+        ("lr0=7", "lr0"),
+        ("freeze=3", "freeze=3 counts YOLO layers"),
+        ("backbone=resnet19", "backbone=resnet19 cannot be used"),
+        ("backbone_weights=nowhere.safetensors", "backbone_weights=nowhere.safetensors does not exist"),
+    ],
+)
+def test_values_that_cannot_work(capsys, data, word, says):
+    words = [w for w in FAST if w.split("=")[0] != word.split("=")[0]]
+    assert says in sentence(capsys, "train", "model=retina_nano", f"data={data}", *words, word)
+
+
+def test_unknown_model(capsys, data):
+    text = sentence(capsys, "train", "model=retina_mbv3", f"data={data}")
+    assert "retina_mbv3" in text
+    assert "retina_mbv2" in text  # did you mean
+
+
+def test_missing_model_file(capsys):
+    assert "model=gone.pt does not exist" in sentence(capsys, "val", "model=gone.pt")
+
+
+def test_missing_model_argument(capsys):
+    assert "model= is missing" in sentence(capsys, "val")
+
+
+def test_missing_data_yaml(capsys):
+    text = sentence(capsys, "train", "model=retina_nano", "data=gone.yaml", *FAST)
+    assert "gone.yaml" in text
+
+
+def test_data_without_boxes(capsys, tmp_path):
+    data = write_data(tmp_path / "empty", boxes=False)
+    assert "has no boxes in its train split" in sentence(capsys, "train", "model=retina_nano", f"data={data}", *FAST)
+
+
+def test_teacher_name_that_is_unknown(capsys, data):
+    text = sentence(capsys, "train", f"data={data}", "teacher=retina_r1001", *FAST)
+    assert "neither a checkpoint (.pt) nor a known model" in text
+
+
+def test_teacher_file_that_is_missing(capsys, data):
+    assert "teacher=gone.pt does not exist" in sentence(capsys, "train", f"data={data}", "teacher=gone.pt", *FAST)
+
+
+@pytest.mark.parametrize("kind", ["html", "empty", "tensor", "state_dict", "truncated", "yolo"])
+def test_teacher_file_that_is_no_checkpoint(capsys, data, tmp_path, teacher, kind):
+    path = tmp_path / "bad.pt"
+    if kind == "html":
+        path.write_text("<html><body>404 not found</body></html>")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "tensor":
+        torch.save(torch.zeros(3), path)
+    elif kind == "state_dict":
+        torch.save({"backbone.weight": torch.zeros(3)}, path)
+    elif kind == "truncated":
+        path.write_bytes(teacher.read_bytes()[:5000])
+    else:
+        from ultralytics import YOLO
+
+        YOLO("yolo11n.yaml").save(path)
+    text = sentence(capsys, "train", f"data={data}", f"teacher={path}", *FAST)
+    assert f"teacher={path}" in text
+    assert "not a checkpoint" in text or "not a detector of gid-yolo" in text
+
+
+def test_classes_that_do_not_fit_the_teacher(capsys, tmp_path, teacher):
+    data = write_data(tmp_path / "other", names=("a", "zebra"))
+    text = sentence(capsys, "train", f"data={data}", f"teacher={teacher}", *FAST)
+    assert "the teacher knows 2 classes (a, b) but not zebra" in text
+
+
+def test_a_teacher_at_chance(capsys, data, teacher):
+    words = [w for w in FAST if not w.startswith("teacher_min_ap")]
+    text = sentence(capsys, "train", f"data={data}", f"teacher={teacher}", *words, "teacher_min_ap=101")
+    assert "under teacher_min_ap=101: it has nothing to teach" in text
+
+
+def test_a_teacher_with_other_anchors(capsys, data, tmp_path, teacher):
+    from gid_yolo.cfg import MODELS_DIR
+
+    text = (MODELS_DIR / "retina_nano.yaml").read_text()
+    for change, says in (
+        (("anchor_scale: 2.0", "anchor_scale: 4.0"), "different anchors"),
+        (("anchor_octaves: 3", "anchor_octaves: 2"), "cannot be compared one to one"),
+    ):
+        path = tmp_path / "other.yaml"
+        path.write_text(text.replace(*change))
+        assert says in sentence(capsys, "train", f"model={path}", f"data={data}", f"teacher={teacher}", *FAST)
+
+
+def test_resume_without_a_run(capsys):
+    assert "resume=True needs the run" in sentence(capsys, "train", "resume=True")
+
+
+def test_export_to_another_format(capsys, teacher):
+    assert "format=engine is not supported" in sentence(capsys, "export", f"model={teacher}", "format=engine")
+
+
+def test_export_that_is_too_small(capsys, teacher):
+    assert "imgsz=32 is too small" in sentence(capsys, "export", f"model={teacher}", "imgsz=32")
+
+
+def test_predict_without_source(capsys, teacher):
+    assert "source= is missing" in sentence(capsys, "predict", f"model={teacher}")
+
+
+def test_predict_a_source_that_is_missing(capsys, teacher):
+    assert "gone.jpg" in sentence(capsys, "predict", f"model={teacher}", "source=gone.jpg")
+
+
+def test_predict_skips_and_counts_images_that_cannot_be_read(capsys, tmp_path, teacher, caplog):
+    data = write_data(tmp_path / "some")
+    folder = data.parent / "images" / "val"
+    (folder / "1.png").write_bytes(b"not an image")
+    from gid_yolo import GID
+
+    model = GID(teacher)
+    found = model.predict(str(folder), imgsz=64, verbose=False)
+    assert len(found) == 3  # 4 written, 1 unreadable
+    assert model.predictor.unreadable == [str(folder / "1.png")]

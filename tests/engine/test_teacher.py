@@ -1,0 +1,87 @@
+"""Where a teacher is looked for, and what a class mapping says."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from engine_helpers import FAST, write_data
+from ultralytics.utils import LOGGER
+
+from gid_yolo.engine.checkpoint import fingerprint, load_model
+from gid_yolo.engine.teacher import count_images, find_finished_run, loaded_share, map_classes, resolve_teacher
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.errors import UserError
+
+
+def test_classes_are_mapped_by_name_in_the_students_order():
+    assert map_classes({0: "a", 1: "b"}, {0: "a", 1: "b"}) is None
+    index = map_classes({0: "cat", 1: "Person", 2: "dog"}, {0: "dog", 1: "person"})
+    assert index.tolist() == [2, 1]
+
+
+def test_a_class_the_teacher_lacks_is_named():
+    with pytest.raises(UserError, match=r"knows 2 classes \(a, b\) but not c of the data's 2"):
+        map_classes({0: "a", 1: "b"}, {0: "a", 1: "c"})
+
+
+def test_all_tensors_of_an_intact_teacher_are_loaded(teacher):
+    model, _ = load_model(teacher)
+    loaded, wanted = loaded_share(model)
+    assert loaded == wanted == len(model.state_dict())
+    model.detector.head.cls_logits = torch.nn.Conv2d(96, 7, 3)  # 7 is not 9 anchors x 2 classes
+    assert loaded_share(model) == (wanted - 2, wanted)  # weight and bias
+
+
+def test_the_fingerprint_tells_weights_apart(teacher):
+    model, _ = load_model(teacher)
+    before = fingerprint(model)
+    assert fingerprint(load_model(teacher)[0]) == before
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1
+    assert fingerprint(model) != before
+
+
+def test_images_are_counted_in_folders_and_lists(data, tmp_path):
+    folder = data.parent / "images" / "train"
+    listed = tmp_path / "some.txt"
+    listed.write_text("\n".join(str(p) for p in sorted(folder.iterdir())[:3]))
+    assert count_images(str(folder)) == 8
+    assert count_images([str(folder), str(listed)]) == 8 + 3
+
+
+def test_a_file_in_the_working_folder_comes_first(data, teacher):
+    shutil.copy(teacher, "retina_small.pt")
+    assert resolve_teacher("retina_small", data, {}) == Path("retina_small.pt").resolve()
+
+
+def test_a_finished_run_on_the_same_data_is_found_and_no_other(data, tmp_path):
+    trainer = GIDTrainer(overrides={**FAST, "model": "retina_nano", "data": str(data)})
+    trainer.train()
+    assert find_finished_run("retina_nano", data) == trainer.best.resolve()
+    assert resolve_teacher("retina_nano", data, {}) == trainer.best.resolve()
+    assert find_finished_run("retina_small", data) is None
+    assert find_finished_run("retina_nano", write_data(tmp_path / "elsewhere")) is None
+    (trainer.save_dir / "coco_metrics.json").unlink()  # as if it had been interrupted
+    assert find_finished_run("retina_nano", data) is None
+
+
+def test_a_teacher_that_does_not_exist_is_announced_trained_and_kept(data, monkeypatch):
+    from gid_yolo import GID
+
+    said = []
+    info = LOGGER.info
+    monkeypatch.setattr(LOGGER, "info", lambda text="", *a, **k: (said.append(str(text)), info(text, *a, **k)))
+    model = GID("retina_nano")
+    model.train(data=str(data), teacher="retina_nano", **FAST)
+    announcement = next(text for text in said if "is trained first" in text)
+    assert "1 epochs of 8 images at 64 px" in announcement
+    assert "teacher_retina_nano" in announcement
+    kept = find_finished_run("retina_nano", data)
+    assert "teacher_retina_nano" in str(kept)
+    assert model.model.record["teacher"] == str(kept)
+
+    said.clear()
+    GID("retina_nano").train(data=str(data), teacher="retina_nano", **FAST)
+    assert any("found a finished run" in text for text in said)
+    assert not any("is trained first" in text for text in said)

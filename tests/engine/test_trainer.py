@@ -1,0 +1,214 @@
+"""Training, distilling, resuming: what the checkpoints hold and what the logs say."""
+
+import csv
+
+import pytest
+import torch
+from engine_helpers import FAST, write_data
+from ultralytics.utils import LOGGER
+
+from gid_yolo.engine.checkpoint import load_any, load_model
+from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.teacher_student import TeacherStudentModel
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.errors import UserError
+
+
+def train(data, **overrides):
+    trainer = GIDTrainer(overrides={"model": "retina_nano", **FAST, "data": str(data), **overrides})
+    trainer.train()
+    return trainer
+
+
+def results(trainer):
+    with open(trainer.csv) as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def log(monkeypatch):
+    lines = []
+    monkeypatch.setattr(LOGGER, "info", lambda text="", *args, **kwargs: lines.append(str(text)))
+    return lines
+
+
+def test_plain_training_writes_a_student_and_its_ten_columns(data):
+    trainer = train(data)
+    model, _ = load_model(trainer.best)
+    assert model.names == {0: "a", 1: "b"}
+    assert model.record["epochs"] == 1
+    assert (trainer.save_dir / "coco_metrics.json").is_file()
+    assert set(results(trainer)[0]) >= {"train/cls_loss", "train/box_loss"}
+
+
+def test_distillation_logs_every_term_and_keeps_the_student_alone(data, teacher, log):
+    trainer = train(data, teacher=str(teacher), epochs=2)
+    for row in results(trainer):
+        for name in ("feat_loss", "rel_loss", "resp_loss"):
+            assert row[f"train/{name}"] > 0
+    model, _ = load_any(trainer.best)
+    assert type(model) is GIDDetectionModel
+    assert not any("projector" in key or "teacher" in key for key in model.state_dict())
+    text = "\n".join(log)
+    assert "teacher tensors" in text
+    assert "First step" in text
+
+
+def test_a_weight_of_zero_turns_a_term_off(data, teacher):
+    trainer = train(data, teacher=str(teacher), gid_relation=0)
+    assert "train/rel_loss" not in results(trainer)[0]
+    assert results(trainer)[0]["train/feat_loss"] > 0
+
+
+def test_the_teacher_is_left_alone_by_a_training_epoch(data, teacher):
+    trainer = GIDTrainer(overrides={"model": "retina_nano", **FAST, "data": str(data), "teacher": str(teacher)})
+    seen = {}
+
+    def remember(t):
+        seen["before"] = {k: v.clone() for k, v in t.model.teacher_model.state_dict().items()}
+        seen["ids"] = {id(p) for p in t.model.teacher_model.parameters()}
+
+    trainer.add_callback("on_train_start", remember)
+    trainer.train()
+    after = trainer.model.teacher_model
+    assert not after.training
+    assert not any(p.requires_grad for p in after.parameters())
+    assert all(torch.equal(value, after.state_dict()[key]) for key, value in seen["before"].items())
+    optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert not optimised & seen["ids"]
+    assert optimised >= {id(p) for p in trainer.model.projector.parameters()}
+
+
+def test_plain_and_distilled_students_start_from_the_same_weights(data, teacher):
+    starts = []
+    for extra in ({}, {"teacher": str(teacher)}):
+        trainer = GIDTrainer(overrides={"model": "retina_nano", **FAST, "data": str(data), **extra})
+
+        def remember(t):
+            inner = getattr(t.model, "student_model", t.model)
+            starts.append({k: v.clone() for k, v in inner.state_dict().items()})
+
+        trainer.add_callback("on_train_start", remember)
+        trainer.train()
+    assert all(torch.equal(starts[0][key], starts[1][key]) for key in starts[0])
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run before its time."""
+
+
+def test_an_interrupted_run_resumes_with_its_teacher_and_adaptation(data, teacher):
+    def interrupt(t):
+        if t.epoch == 0:
+            raise Interrupted
+
+    trainer = GIDTrainer(
+        overrides={"model": "retina_nano", **FAST, "data": str(data), "teacher": str(teacher), "epochs": 3}
+    )
+    trainer.add_callback("on_fit_epoch_end", interrupt)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    saved, ckpt = load_any(trainer.last)
+    assert isinstance(saved, TeacherStudentModel)
+    assert saved.teacher_model is None  # it would double the file
+    assert ckpt["epoch"] == 0
+
+    again = GIDTrainer(overrides={"model": str(trainer.last), "resume": str(trainer.last)})
+    seen = {}
+
+    def remember(t):
+        seen["adaptation"] = {k: v.clone() for k, v in t.model.projector.state_dict().items()}
+        seen["student"] = {k: v.clone() for k, v in t.model.student_model.state_dict().items()}
+        seen["teacher"] = t.args.teacher
+        seen["epoch"] = t.start_epoch
+
+    again.add_callback("on_train_start", remember)
+    again.train()
+    assert seen["epoch"] == 1
+    assert seen["teacher"] == str(teacher)
+    assert all(torch.equal(seen["adaptation"][key], value) for key, value in saved.projector.state_dict().items())
+    assert all(torch.equal(seen["student"][key], value) for key, value in saved.student_model.state_dict().items())
+    assert [row["epoch"] for row in results(again)] == [1, 2, 3]
+
+
+def test_resuming_with_another_teacher_file_is_refused(data, teacher, tmp_path):
+    moved = tmp_path / "teacher.pt"
+    moved.write_bytes(teacher.read_bytes())
+
+    def interrupt(t):
+        raise Interrupted
+
+    trainer = GIDTrainer(
+        overrides={"model": "retina_nano", **FAST, "data": str(data), "teacher": str(moved), "epochs": 3}
+    )
+    trainer.add_callback("on_fit_epoch_end", interrupt)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    ckpt = torch.load(moved, weights_only=False)
+    with torch.no_grad():
+        next(ckpt["model"].parameters()).add_(1)
+    torch.save(ckpt, moved)
+    with pytest.raises(UserError, match="not the teacher this run began with"):
+        GIDTrainer(overrides={"model": str(trainer.last), "resume": str(trainer.last)}).train()
+
+
+def test_the_backbone_has_its_own_learning_rate_and_no_parameter_is_lost(data):
+    trainer = GIDTrainer(overrides={"model": "retina_nano", **FAST, "data": str(data), "backbone_lr": 0.25})
+    seen = {}
+
+    def remember(t):
+        seen["lrs"] = {g["initial_lr"] for g in t.optimizer.param_groups if g["params"]}
+        seen["count"] = sum(len(g["params"]) for g in t.optimizer.param_groups)
+        seen["all"] = len(list(t.model.parameters()))
+
+    trainer.add_callback("on_train_start", remember)
+    trainer.train()
+    assert seen["lrs"] == {0.004, 0.25 * 0.004}
+    assert seen["count"] == seen["all"]
+
+
+def test_ema_fits_a_short_run(data):
+    trainer = train(data, epochs=2)
+    # 8 images in batches of 4 for 2 epochs, two batches a step (nbs = 8), are 2 steps: 1 - 10 / 2 is negative, so the
+    # average is the model itself
+    assert trainer.ema.decay(1) == 0.0
+    trainer.epochs, trainer.train_loader = 200, range(10)
+    assert trainer.accumulate == 2  # 200 x 10 / 2 = 1000 steps
+    trainer._fit_ema()
+    assert trainer.ema.decay(10**6) == pytest.approx(1 - 10 / 1000)
+
+
+def test_frozen_stages_do_not_move(data):
+    trainer = GIDTrainer(
+        overrides={"model": "retina_nano", **FAST, "data": str(data), "frozen_stages": 2, "freeze_bn": True}
+    )
+    seen = {}
+    trainer.add_callback(
+        "on_train_start", lambda t: seen.update({k: v.clone() for k, v in t.model.state_dict().items()})
+    )
+    trainer.train()
+    now = trainer.model.state_dict()
+    frozen = [k for k in now if "backbone.body.conv_stem" in k or "backbone.body.blocks.0" in k]
+    moving = [k for k in now if "backbone.body.blocks.4" in k and k.endswith("conv_pw.weight")]
+    assert frozen
+    assert moving
+    assert all(torch.equal(now[k], seen[k]) for k in frozen)
+    assert not any(torch.equal(now[k], seen[k]) for k in moving)
+
+
+def test_an_unreadable_image_is_skipped_by_name(tmp_path, monkeypatch):
+    data = write_data(tmp_path / "broken")
+    (tmp_path / "broken" / "images" / "train" / "3.png").write_bytes(b"not an image")
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", lambda text, *a, **k: warnings.append(str(text)))
+    infos = []
+    monkeypatch.setattr(LOGGER, "info", lambda text="", *a, **k: infos.append(str(text)))
+    trainer = train(data)
+    assert len(trainer.train_loader.dataset) == 7  # 8 written, 1 unreadable
+    assert any("3.png" in text for text in warnings + infos)
+    assert any("7 of 8: 1 COULD NOT BE USED" in text for text in infos)
+
+
+def test_data_without_boxes_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no boxes in its train split"):
+        train(write_data(tmp_path / "empty", boxes=False))
