@@ -9,7 +9,9 @@ import yaml
 FAST = {"epochs": 1, "imgsz": 64, "batch": 4, "plots": False, "verbose": False, "teacher_min_ap": 0}
 
 
-def write_data(root: Path, *, train: int = 8, val: int = 4, boxes: bool = True, names: tuple[str, ...] = ("a", "b")) -> Path:
+def write_data(
+    root: Path, *, train: int = 8, val: int = 4, boxes: bool = True, names: tuple[str, ...] = ("a", "b")
+) -> Path:
     """Bright rectangles on noise: `names[0]` is wide, `names[1]` is tall. Returns the data yaml."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):

@@ -15,6 +15,7 @@ EMPTY_SHARE = 0.02  # images without objects
 MAX_OBJECTS = 8
 SIDE_RANGE = (0.05, 0.875)  # shares of the image's side: 8 to 140 px of 160
 _CONTRAST = 75.0  # least distance of an object's colours from the ground's mean, of 441 from black to white
+_TYPICAL_HUE = 0.7  # objects in their class's hue; the rest, and all clutter, have any
 _PLACEMENTS = 4  # places tried for an object before it may hide another
 
 
@@ -103,11 +104,24 @@ def _ground(rng: np.random.Generator, size: int) -> Image:
     return canvas
 
 
-def _colours(rng: np.random.Generator, ground: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Draw two colours (3,) that stand out from `ground` (3,), the best of a few draws if none does."""
+def _class_colour(rng: np.random.Generator, label: int) -> NDArray[np.float64]:
+    """Draw a BGR colour (3,) whose hue is typical of a class, within a sixth of the gap to the next class's hue."""
+    hue = 180 * (label + rng.normal(0, 1 / 6)) / len(CLASSES) % 180  # OpenCV's hues end at 180
+    pixel = np.array([[[hue, rng.uniform(90, 255), rng.uniform(80, 255)]]]).astype(np.uint8)
+    return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float64)
+
+
+def _colours(
+    rng: np.random.Generator, ground: NDArray[np.float32], label: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Draw two colours (3,) that stand out from `ground` (3,), the best of a few draws if none does.
+
+    `label` is the class whose hue the first colour mostly has, None for clutter.
+    """
+    typical = label is not None and rng.random() < _TYPICAL_HUE
     best, best_gap = None, -1.0
     for _ in range(12):
-        first = rng.uniform(0, 255, 3)
+        first = _class_colour(rng, label) if typical and label is not None else rng.uniform(0, 255, 3)
         second = (first + rng.normal(0, 45, 3)).clip(0, 255)
         gap = min(float(np.linalg.norm(first - ground)), float(np.linalg.norm(second - ground)))
         if gap > best_gap:
@@ -134,14 +148,16 @@ def _cover(outline: Outline, size: int) -> tuple[NDArray[np.float32], float]:
     return cover, float(patch.sum())
 
 
-def _fill(rng: np.random.Generator, canvas: Image, outline: Outline, cover: NDArray[np.float32]) -> None:
-    """Paint the covered pixels with two random colours mixed by a pattern."""
+def _fill(
+    rng: np.random.Generator, canvas: Image, outline: Outline, cover: NDArray[np.float32], label: int | None = None
+) -> None:
+    """Paint the covered pixels with two colours mixed by a pattern."""
     size = len(canvas)
     x1, y1, x2, y2 = (min(max(v, 0), size) for v in _window(outline))
     if x1 >= x2 or y1 >= y2:
         return
     region, alpha = canvas[y1:y2, x1:x2], cover[y1:y2, x1:x2, None]
-    first, second = _colours(rng, region.mean(axis=(0, 1)))
+    first, second = _colours(rng, region.mean(axis=(0, 1)), label)
     # Patterns much finer than the object read as texture; coarse ones would cut its shape in pieces.
     paint = first + _pattern(rng, x2 - x1, y2 - y1, 0.4 * max(x2 - x1, y2 - y1)) * (second - first)
     region += alpha * (paint - region)
@@ -159,7 +175,7 @@ def _add_object(rng: np.random.Generator, canvas: Image, placed: list[_Placed], 
         cover, area = _cover(outline, size)
         if all(float((o.visible * (1 - cover)).sum()) >= 0.7 * o.area for o in placed):
             break
-    _fill(rng, canvas, outline, cover)
+    _fill(rng, canvas, outline, cover, label)
     for other in placed:
         other.visible *= 1 - cover
     placed.append(_Placed(label, outline, cover, cover.copy(), area))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import socket
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 import timm
 import torch
+from timm.models import load_state_dict
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -42,7 +44,8 @@ class TimmBackbone(nn.Module):
         strides: Strides of the maps to return, in pixels.
         freeze_bn: Turn batch normalisation into a fixed affine map, as the detectors' field recipes do when batches
             are small.
-        frozen_stages: How many parts to freeze from the input on: 1 is the stem, 2 adds the first stage, ...
+        frozen_stages: How many of timm's feature stages to freeze, from the input on (of a ResNet, 1 is the stem and 2
+            adds layer1).
 
     Attributes:
         channels: Channels of each returned map.
@@ -65,9 +68,11 @@ class TimmBackbone(nn.Module):
         try:
             probe = timm.create_model(name, features_only=True, pretrained=False)
         except Exception as error:  # timm raises a different type for each way a name can be unusable
-            close = ", ".join(timm.list_models(f"*{name}*")[:5]) or "timm.list_models() lists them"
+            close = difflib.get_close_matches(name, timm.list_models(), n=5) or ["see timm.list_models()"]
             reason = " ".join(str(error).split())
-            raise ValueError(f"backbone={name} cannot be used ({reason}); similar timm models: {close}.") from error
+            raise ValueError(
+                f"backbone={name} cannot be used ({reason}); timm's closest: {', '.join(close)}."
+            ) from error
         indices = _indices_of(name, probe, strides)
         self.body = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)
         self.name = name
@@ -79,6 +84,22 @@ class TimmBackbone(nn.Module):
         self.frozen_names = _frozen_names(probe, frozen_stages)
         if freeze_bn:
             self.body = freeze_batch_norm_2d(self.body)
+        self._check_maps(strides)
+
+    @torch.no_grad()
+    def _check_maps(self, strides: tuple[int, ...], side: int = 96) -> None:
+        """Run a blank image of a size that no network is made for, and see that the maps are what timm says."""
+        training = self.training
+        try:
+            maps = self.eval()(torch.zeros(1, 3, side, side))
+        except Exception as error:  # a transformer of fixed input size asserts
+            reason = " ".join(str(error).split())
+            raise ValueError(f"backbone={self.name} does not take images of any size ({reason}).") from error
+        finally:
+            self.train(training)
+        wanted = [(1, c, side // s, side // s) for c, s in zip(self.channels, strides, strict=True)]
+        if (shapes := [tuple(m.shape) for m in maps]) != wanted:
+            raise ValueError(f"backbone={self.name} gives maps of shape {shapes}, but the pyramid needs {wanted}.")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map (B, 3, H, W) RGB images in [0, 1] to one (B, C_l, H / stride_l, W / stride_l) map per stride."""
@@ -107,10 +128,12 @@ def _frozen_names(probe: Any, stages: int) -> list[str]:
         parts += [f"{name}.{inner}" for inner, _ in child.named_children()] if holds_ends else [name]
     end = ends[min(stages, len(ends)) - 1]
     end = end if end in parts else end.replace(".", "_")  # timm flattens `stages.0` to `stages_0` in some networks
+    if end not in parts:
+        raise ValueError(f"frozen_stages={stages} cannot be used: this backbone's stages are not in sequence.")
     return parts[: parts.index(end) + 1]
 
 
-def _load_weights(body: nn.Module, name: str, weights: bool | str | Path, indices: tuple[int, ...]) -> WeightSource:
+def _load_weights(body: Any, name: str, weights: bool | str | Path, indices: tuple[int, ...]) -> WeightSource:
     if weights is False or weights is None:
         return WeightSource("random (not asked for)", loaded=False)
     if weights is True:
@@ -118,21 +141,24 @@ def _load_weights(body: nn.Module, name: str, weights: bool | str | Path, indice
     path = Path(weights)
     if not path.is_file():
         raise ValueError(f"backbone_weights={weights} does not exist: give a file of timm's keys, True or False.")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
-    missing, _ = body.load_state_dict(state, strict=False)  # the classifier of the file has no place here
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing:
+    try:
+        state = load_state_dict(str(path), weights_only=True)  # timm's reader of .safetensors and torch files
+        # Classifiers have no place here. timm flattens `stages.0` to `stages_0` in some feature networks.
+        flat = {key.replace(".", "_"): value for key, value in state.items()}
+        own = body.state_dict()
+        found = {key: flat[key.replace(".", "_")] for key in own if key.replace(".", "_") in flat}
+    except Exception as error:  # each kind of damaged file raises its own
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"backbone_weights={weights} cannot be read ({type(error).__name__}: {reason}).") from error
+    missing = [key for key in own if key not in found and not key.endswith("num_batches_tracked")]
+    misfits = [key for key, value in found.items() if value.shape != own[key].shape]
+    if missing or misfits:
         raise ValueError(
-            f"backbone_weights={weights} lacks {len(missing)} of the {len(body.state_dict())} tensors of {name} "
-            f"(first: {missing[0]}): give weights of that very timm model."
+            f"backbone_weights={weights} does not fit {name}: of its {len(own)} tensors {len(missing)} are missing and "
+            f"{len(misfits)} have another shape (first: {[*missing, *misfits][0]}); give weights of that very timm model."
         )
-    return WeightSource(f"{path.name} ({len(body.state_dict())} tensors)", loaded=True)
+    body.load_state_dict(found, strict=False)
+    return WeightSource(f"{path.name} ({len(found)} tensors)", loaded=True)
 
 
 def _download(body: Any, name: str, indices: tuple[int, ...]) -> WeightSource:

@@ -75,7 +75,7 @@ def build_detector(
         (config if key in {"backbone", "freeze_bn", "frozen_stages"} else settings)[key] = value
     backbone, settings = detector_kwargs({**config, "settings": settings})
     classes = config.get("nc", 80) if num_classes is None else num_classes
-    if not isinstance(classes, int) or classes < 1:
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
         raise UserError(f"a detector needs at least one class, but num_classes is {classes!r}.")
     try:
         return BUILDERS[config["detector"]](TimmBackbone(weights=pretrained, **backbone), classes, **settings)

@@ -22,9 +22,9 @@ class FPN(nn.Module):
         super().__init__()
         if p6_from not in {"p5", "c5"}:
             raise ValueError(f"p6_from={p6_from} must be p5 or c5.")
-        # torchvision's block reads C5 where its input channels differ from its output channels
-        top = out_channels if p6_from == "p5" else in_channels[-1]
-        self.fpn = FeaturePyramidNetwork(in_channels, out_channels, extra_blocks=LastLevelP6P7(top, out_channels))
+        top = LastLevelP6P7(out_channels if p6_from == "p5" else in_channels[-1], out_channels)
+        top.use_P5 = p6_from == "p5"  # torchvision guesses it from the channels, which may be equal
+        self.fpn = FeaturePyramidNetwork(in_channels, out_channels, extra_blocks=top)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Map C3-C5 to P3-P7, each (B, out_channels, H_l, W_l)."""

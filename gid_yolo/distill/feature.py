@@ -71,7 +71,8 @@ def roi_features(pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int
         (B, K, C, h, w).
     """
     crops = [
-        roi_align(feature, rois.to(feature.dtype), size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
+        # fp32: half precision cannot hold a coordinate of 500 px
+        roi_align(feature.float(), rois.float(), size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
         for feature, rois, stride in zip(pyramid, plan.rois, strides, strict=True)
     ]
     return torch.cat(crops)[plan.restore].unflatten(0, plan.shape)

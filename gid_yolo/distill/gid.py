@@ -48,7 +48,10 @@ class GIDLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.top_k, self.iou_threshold = top_k, iou_threshold
-        self.weights = {"feature": 5e-4, "relation": 40.0, "response": 1.0, **(weights or {})}
+        self.weights = {"feature": 5e-4, "relation": 40.0, "response": 1.0}
+        if unknown := set(weights or {}) - set(self.weights):
+            raise ValueError(f"weights has unknown terms {sorted(unknown)}: choose from {', '.join(self.weights)}.")
+        self.weights.update(weights or {})
         self.alpha, self.beta, self.roi_size = alpha, beta, roi_size
         self.feature_normalize, self.relation_reduction = feature_normalize, relation_reduction
         self.adapt = Adaptation(student_channels, teacher_channels, adapt_kernel)

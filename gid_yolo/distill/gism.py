@@ -54,7 +54,8 @@ def select_general_instances(
     Raises:
         ValueError: Shapes of teacher and student differ, or `top_k` is negative.
     """
-    if teacher_scores.shape != student_scores.shape or teacher_boxes.shape != student_boxes.shape:
+    aligned = teacher_scores.shape == student_scores.shape and teacher_boxes.shape == student_boxes.shape
+    if not aligned or teacher_boxes.shape != (*teacher_scores.shape[:2], 4):
         raise ValueError(
             f"teacher and student predictions must be aligned one to one, but scores are {tuple(teacher_scores.shape)} "
             f"and {tuple(student_scores.shape)}, boxes {tuple(teacher_boxes.shape)} and {tuple(student_boxes.shape)}."
@@ -66,7 +67,7 @@ def select_general_instances(
     rounds = min(top_k, count)
     scores = boxes.new_full((batch, top_k), _REMOVED, dtype=torch.float32)
     indices = torch.zeros(batch, top_k, dtype=torch.long, device=boxes.device)
-    remaining = gi_scores(teacher_scores, student_scores) if rounds else scores
+    remaining = gi_scores(teacher_scores, student_scores).nan_to_num(_REMOVED) if rounds else scores
     for k in range(rounds):
         best, index = remaining.max(dim=1, keepdim=True)  # (B, 1); the first of equals
         box = boxes.gather(1, index[..., None].expand(-1, -1, 4))  # (B, 1, 4)

@@ -17,7 +17,9 @@ def random_images(rng, images=12, classes=3):
         corner = rng.uniform(0, 200, (count, 2))
         truth = np.concatenate([corner, corner + np.exp(rng.uniform(np.log(10), np.log(250), (count, 2)))], axis=1)
         labels = rng.integers(0, classes, count)
-        found = np.concatenate([truth + rng.normal(0, 6, truth.shape), truth[:2] + rng.normal(0, 30, (min(count, 2), 4))])
+        found = np.concatenate(
+            [truth + rng.normal(0, 6, truth.shape), truth[:2] + rng.normal(0, 30, (min(count, 2), 4))]
+        )
         found = np.concatenate([found[:, :2], np.maximum(found[:, 2:], found[:, :2] + 1)], axis=1)
         found_labels = np.concatenate([labels, labels[:2]])
         yield truth, labels, found, rng.uniform(0, 1, len(found)), found_labels

@@ -99,7 +99,9 @@ def test_a_checkpoint_can_be_trained_further(teacher, data):
 
 @pytest.mark.parametrize("backbone", ["mobilenetv2_035", "resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_050"])
 def test_folding_batch_norm_keeps_the_outputs(backbone):
-    model = GIDDetectionModel({**GIDDetectionModel("retina_nano", verbose=False).yaml, "backbone": backbone}, verbose=False)
+    model = GIDDetectionModel(
+        {**GIDDetectionModel("retina_nano", verbose=False).yaml, "backbone": backbone}, verbose=False
+    )
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # statistics that are not the identity's

@@ -1,0 +1,243 @@
+"""Compare a distilled model with its plain twin and its teacher, as the ONNX files that would be deployed."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import platform
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime
+import torch
+import ultralytics
+from ultralytics.cfg import get_save_dir
+from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import get_cpu_info, get_flops, get_gpu_info
+
+from gid_yolo._version import __version__
+from gid_yolo.engine.checkpoint import fingerprint, load_model
+from gid_yolo.engine.config import DEFAULTS, check_values
+from gid_yolo.errors import UserError
+from gid_yolo.export.budget import budget_notes, distilled
+from gid_yolo.export.chart import write_png
+from gid_yolo.export.evaluate import STRIDE, batches_of, open_split, read_data
+from gid_yolo.export.parity import (
+    AP_LIMIT,
+    BOX_LIMIT,
+    SCORE_LIMIT,
+    Contender,
+    compare_outputs,
+    compare_scores,
+    export_onnx,
+)
+from gid_yolo.export.report import BenchmarkReport, Row, noise_note, write_csv, write_json, write_markdown
+from gid_yolo.export.session import CPU, CUDA, cuda_index, measure, open_session
+
+
+def benchmark(
+    model: str | Path,
+    *,
+    baseline: str | Path | None = None,
+    teacher: str | Path | None = None,
+    data: Any = None,
+    imgsz: int | Sequence[int] | None = None,
+    batch: int = 1,
+    split: str = "val",
+    warmup: int = 10,
+    runs: int = 50,
+    rounds: int = 5,
+    threads: int = 1,
+    parity_images: int = 20,
+    device: Any = None,
+    project: str | None = None,
+    name: str | None = None,
+    exist_ok: bool = False,
+    **unknown: Any,
+) -> BenchmarkReport:
+    """Export, prove equal to PyTorch, time and score up to three checkpoints, in onnxruntime.
+
+    Args:
+        model: Checkpoint of the distilled model.
+        baseline: Checkpoint of the same model trained without a teacher.
+        teacher: Checkpoint of the teacher.
+        data: Data set; the embedded one where None.
+        imgsz: Side, or height and width, of the exported inputs; by default what `model` was trained with.
+        batch: Images per run of the network.
+        split: Part of the data to score on.
+        warmup: Untimed runs of each model before the first round.
+        runs: Timed runs of each model in a round.
+        rounds: Turns that the models take.
+        threads: Threads of onnxruntime's operators.
+        parity_images: Real images on which ONNX must equal PyTorch.
+        device: `cpu`, or `cuda` (`cuda:1`, `0`) for onnxruntime's CUDA provider.
+        project: Folder of the run; by default Ultralytics' runs folder.
+        name: Name of the run, `benchmark` by default.
+        exist_ok: Write into an existing run.
+        **unknown: Anything else is refused.
+
+    Returns:
+        The rows, also printed and written as `benchmark.json`, `.csv`, `.md` and `.png`.
+
+    Raises:
+        UserError: Arguments, checkpoints or data that cannot be compared.
+    """
+    _refuse(unknown)
+    counts = {"batch": batch, "runs": runs, "rounds": rounds, "threads": threads, "parity_images": parity_images}
+    _check_counts(counts, warmup)
+    cuda = cuda_index(device)
+    contenders = [
+        Contender(role, Path(path), load_model(path, role)[0])
+        for role, path in (("model", model), ("baseline", baseline), ("teacher", teacher))
+        if path is not None
+    ]
+    size = image_size(contenders[0].model.args.get("imgsz", 640) if imgsz is None else imgsz)
+    data_path, contents = read_data(data, split)
+    for contender in contenders:
+        _check_classes(contender, contents["names"], data_path)
+    loader = open_split(data_path, contents, split=split, imgsz=size, batch=batch)
+    save_dir = get_save_dir(
+        SimpleNamespace(project=project, name=name, task="detect", mode="benchmark", exist_ok=exist_ok, save_dir=None)
+    )
+    save_dir.mkdir(parents=True, exist_ok=True)
+
+    batches = batches_of(loader.dataset, parity_images, batch)
+    for contender in contenders:
+        contender.onnx = export_onnx(contender.model, save_dir / f"{contender.role}.onnx", size, batch)
+        contender.session = open_session(contender.onnx, threads=threads, cuda=cuda)
+        compare_outputs(contender, batches)
+        if contender.failed is None:
+            compare_scores(contender, data_path, split, loader, cuda, save_dir)
+    sessions = {c.role: c.session for c in contenders if c.failed is None}
+    latencies = measure(sessions, batches, warmup=warmup, runs=runs, rounds=rounds)
+    for contender in contenders:
+        contender.latency = latencies.get(contender.role)
+
+    arguments = {**counts, "warmup": warmup, "imgsz": size, "split": split, "data": str(data_path), "device": device}
+    rows = tuple(_row(contender, size) for contender in contenders)
+    report = BenchmarkReport(
+        rows=rows,
+        settings=_settings(contenders, arguments, len(loader.dataset), cuda),
+        notes=tuple(_notes(contenders, rows)),
+        save_dir=save_dir,
+    )
+    for suffix, write in (("json", write_json), ("csv", write_csv), ("md", write_markdown), ("png", write_png)):
+        write(report, save_dir / f"benchmark.{suffix}")
+    LOGGER.info(f"\n{report}\n\nReport: {save_dir}/benchmark.json, .csv, .md, .png")
+    return report
+
+
+def image_size(imgsz: Any) -> list[int]:
+    """Height and width, rounded up to what the network's strides divide.
+
+    Raises:
+        UserError: Not one or two whole numbers of at least the smallest size.
+    """
+    sizes = list(imgsz) if isinstance(imgsz, list | tuple) else [imgsz]
+    if len(sizes) not in (1, 2) or any(isinstance(n, bool) or not isinstance(n, int) for n in sizes):
+        raise UserError(
+            f"imgsz={imgsz} must be a whole number, or height and width, e.g. imgsz=320 or imgsz=[256,320]."
+        )
+    check_values({"imgsz": sizes})
+    rounded = [-(-n // STRIDE) * STRIDE for n in sizes]
+    return rounded * 2 if len(rounded) == 1 else rounded
+
+
+def _refuse(unknown: dict[str, Any]) -> None:
+    known = [p.name for p in inspect.signature(benchmark).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for key in unknown:
+        close = difflib.get_close_matches(key, known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(known)}."
+        raise UserError(f"'{key}' is not an argument of the benchmark: {hint}")
+
+
+def _check_counts(counts: dict[str, Any], warmup: Any) -> None:
+    for key, value in [*counts.items(), ("warmup", warmup)]:
+        least = 0 if key == "warmup" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"{key}={value} must be a whole number of at least {least}.")
+
+
+def _check_classes(contender: Contender, names: dict[int, str], data: Path) -> None:
+    own, others = list(contender.model.names.values()), list(names.values())
+    if own != others:
+        raise UserError(
+            f"{contender.role}={contender.path} knows {len(own)} classes ({_some(own)}), but data={data} has "
+            f"{len(others)} ({_some(others)}): compare models that were trained on the classes of the data."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _row(contender: Contender, imgsz: list[int]) -> Row:
+    fused = deepcopy(contender.model).fuse(verbose=False)
+    return Row(
+        role=contender.role,
+        label=_label(contender),
+        name=Path(contender.model.yaml.get("yaml_file") or "custom").stem,
+        backbone=str(contender.model.yaml["backbone"]),
+        parameters=sum(p.numel() for p in fused.parameters()) / 1e6,
+        gflops=float(get_flops(fused, imgsz)),
+        file_size=contender.onnx.stat().st_size / 1e6,
+        **({} if contender.latency is None else asdict(contender.latency)),
+        columns=contender.columns,
+        box_difference=contender.boxes,
+        score_difference=contender.scores,
+        ap_difference=contender.ap,
+        failed=contender.failed,
+    )
+
+
+def _label(contender: Contender) -> str:
+    if contender.role == "model":
+        return "distilled" if distilled(contender.model.record) else "model"
+    return {"baseline": "plain", "teacher": "teacher"}[contender.role]
+
+
+def _notes(contenders: list[Contender], rows: Sequence[Row]) -> list[str]:
+    notes = [f"WARNING: FAILED, and so without results: {_label(c)} ({c.failed})" for c in contenders if c.failed]
+    if noise := noise_note(rows):
+        notes.append(noise)
+    records = {contender.role: contender.model.record for contender in contenders}
+    return notes + (budget_notes(records["model"], records["baseline"]) if "baseline" in records else [])
+
+
+def _settings(contenders: list[Contender], arguments: dict[str, Any], images: int, cuda: int | None) -> dict[str, Any]:
+    provider = CPU if cuda is None else CUDA
+    machine = get_cpu_info() if cuda is None else f"{get_gpu_info(cuda)}, {get_cpu_info()}"
+    height, width = arguments["imgsz"]
+    threads = arguments["threads"]
+    summary = (
+        f"ONNX fp32 {height}x{width}, batch {arguments['batch']}; {provider}, {threads} thread{'s' * (threads > 1)}, "
+        f"{machine}; median of {arguments['rounds']} x {arguments['runs']} runs; "
+        f"AP on {images} images of {arguments['split']}"
+    )
+    return {
+        "summary": summary,
+        "arguments": {**arguments, "conf": DEFAULTS["conf"], "iou": DEFAULTS["iou"]},
+        "limits": {"boxes": BOX_LIMIT, "scores": SCORE_LIMIT, "ap": AP_LIMIT},
+        "images": images,
+        "versions": {
+            "gid_yolo": __version__,
+            "ultralytics": ultralytics.__version__,
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "python": platform.python_version(),
+        },
+        "provider": provider,
+        "cpu": get_cpu_info(),
+        "gpu": None if cuda is None else get_gpu_info(cuda),
+        "threads": threads,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "checkpoints": {
+            c.role: {"path": str(c.path), "fingerprint": fingerprint(c.model), "record": c.model.record}
+            for c in contenders
+        },
+    }

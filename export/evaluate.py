@@ -1,0 +1,92 @@
+"""One split, letterboxed once for all: the same images for comparing, timing and scoring every model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from ultralytics.cfg import get_cfg
+from ultralytics.data import build_dataloader, build_yolo_dataset
+from ultralytics.data.utils import check_det_dataset
+
+from gid_yolo.engine.checkpoint import no_autoinstall
+from gid_yolo.engine.config import DEFAULTS
+from gid_yolo.engine.validator import GIDValidator
+from gid_yolo.errors import UserError
+
+STRIDE = 32  # exported sizes are multiples of it
+_UNUSABLE = (OSError, SyntaxError, RuntimeError, AssertionError, TypeError, KeyError, ValueError)
+
+
+def read_data(data: Any, split: str) -> tuple[Path, dict[str, Any]]:
+    """The data yaml's path and contents, with paths resolved; the embedded set for None.
+
+    Raises:
+        UserError: No such data set, or it has no such split.
+    """
+    from gid_yolo.model import resolve_data  # model imports this package when it benchmarks
+
+    path = resolve_data(data)
+    try:
+        contents = check_det_dataset(str(path), split=split)
+    except _UNUSABLE as error:
+        raise UserError(f"split={split} of data={path} cannot be used: {_sentence(error)}") from error
+    return Path(path), contents
+
+
+def open_split(data: Path, contents: dict[str, Any], *, split: str, imgsz: Sequence[int], batch: int) -> Any:
+    """Ultralytics' validation dataloader with every image letterboxed to `imgsz` (height, width).
+
+    Static ONNX files take one size only. Handed to the validator, the loader makes sure that the checkpoint sees the
+    same pixels: left to itself, the validator makes a square of an unequal size for a checkpoint.
+
+    Raises:
+        UserError: No images.
+    """
+    args = get_cfg(overrides=_arguments(data, split, batch) | {"imgsz": list(imgsz)})
+    try:
+        dataset = build_yolo_dataset(args, contents[split], batch, contents, mode="val", rect=False, stride=STRIDE)
+    except _UNUSABLE as error:
+        raise UserError(f"split={split} of data={data} cannot be read: {_sentence(error)}") from error
+    return build_dataloader(dataset, batch, workers=0, shuffle=False, device="cpu")
+
+
+def batches_of(dataset: Any, count: int, batch: int) -> list[np.ndarray]:
+    """`count` images spread evenly over the split, as (batch, 3, H, W) arrays in [0, 1]; the last is filled up."""
+    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+    images = [dataset[i]["img"].numpy().astype(np.float32) / 255 for i in chosen]
+    images += [images[i % len(images)] for i in range(-len(images) % batch)]
+    return [np.stack(images[i : i + batch]) for i in range(0, len(images), batch)]
+
+
+def ten_columns(
+    model: nn.Module | Path, *, data: Path, split: str, loader: Any, device: Any, save_dir: Path
+) -> dict[str, float]:
+    """The paper's ten columns of a checkpoint's network or of an ONNX file, in percent."""
+    args = _arguments(data, split, loader.batch_size) | {"device": device, "model": str(save_dir.name)}
+    args |= {"imgsz": max(loader.dataset.imgsz), "plots": False, "verbose": False, "save_json": False}
+    made = GIDValidator(loader, save_dir, args)
+    with no_autoinstall():
+        made(model=model if isinstance(model, nn.Module) else str(model))
+    assert made.columns is not None
+    return made.columns
+
+
+def _arguments(data: Path, split: str, batch: int) -> dict[str, Any]:
+    return {
+        "task": "detect",
+        "mode": "val",
+        "data": str(data),
+        "split": split,
+        "batch": batch,
+        "rect": False,
+        "conf": DEFAULTS["conf"],
+        "iou": DEFAULTS["iou"],
+    }
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).replace("❌", "").split())[:300].rstrip(".") + "."

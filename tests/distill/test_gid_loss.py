@@ -1,0 +1,213 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from reference.distill import naive_adapt, naive_feature, naive_relation, naive_response, naive_rois
+from reference.gism import naive_gism
+from reference.retinanet import torchvision_matches
+
+from gid_yolo.detectors import build_detector
+from gid_yolo.distill import GIDLoss
+
+SIZE = (64, 96)
+NAMES = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss"}
+
+
+@pytest.fixture(scope="module")
+def pair() -> dict:
+    """retina_small as the teacher, retina_nano as the student, three images."""
+    torch.manual_seed(0)
+    teacher, student = build_detector("retina_small", 3).eval(), build_detector("retina_nano", 3).eval()
+    for detector in (teacher, student):  # heads at the start predict next to nothing: give their outputs a spread
+        for conv in (detector.head.cls_logits, detector.head.box_deltas):
+            torch.nn.init.normal_(conv.weight, std=0.05)
+    images = torch.rand(3, 3, *SIZE)
+    with torch.no_grad():
+        pyramid, raw = teacher.raw(images)
+    return {"teacher": teacher, "student": student, "images": images, "pyramid": pyramid, "raw": raw}
+
+
+def make_loss(pair: dict, **settings) -> GIDLoss:
+    return GIDLoss(pair["student"].fpn_channels, pair["teacher"].fpn_channels, **settings)
+
+
+def run(pair: dict, gid: GIDLoss, keep: slice = slice(None)):
+    pyramid, raw = pair["student"].raw(pair["images"][keep])
+    for tensor in (*pyramid, raw.logits, raw.regression):
+        tensor.retain_grad()
+    teacher = replace(pair["raw"], logits=pair["raw"].logits[keep], regression=pair["raw"].regression[keep])
+    terms, instances = gid(
+        [x[keep] for x in pair["pyramid"]],
+        pyramid,
+        teacher,
+        raw,
+        functions=pair["student"],
+        strides=pair["student"].strides,
+        image_size=SIZE,
+    )
+    return terms, instances, pyramid, raw
+
+
+@pytest.mark.parametrize(
+    ("normalize", "reduction", "top_k"), [("instance", "mean", 10), ("pixel", "sum", 4), ("instance", "mean", 0)]
+)
+def test_terms_equal_the_loops(pair: dict, normalize: str, reduction: str, top_k: int) -> None:
+    gid = make_loss(
+        pair,
+        top_k=top_k,
+        iou_threshold=0.4,
+        weights={"feature": 2.0, "relation": 3.0, "response": 5.0},
+        alpha=0.3,
+        beta=0.7,
+        roi_size=4,
+        feature_normalize=normalize,
+        relation_reduction=reduction,
+    )
+    terms, instances, pyramid, raw = run(pair, gid)
+    teacher = pair["raw"]
+
+    expected = naive_gism(
+        teacher.scores, raw.scores, teacher.boxes, raw.boxes, top_k=top_k, iou_threshold=0.4
+    )  # scores here are sigmoids: their fp32 differences are compared up to rounding
+    for b, (indices, scores, boxes) in enumerate(expected):
+        assert instances.indices[b].tolist() == indices
+        assert instances.scores[b].tolist() == pytest.approx(scores, abs=1e-6)
+        torch.testing.assert_close(instances.boxes[b], torch.tensor(boxes).reshape(-1, 4))
+
+    strides = pair["student"].strides
+    crops_t = naive_rois(pair["pyramid"], instances.boxes, strides, SIZE, 4).double()
+    crops_s = naive_rois(pyramid, instances.boxes, strides, SIZE, 4).double()
+    weight, bias = gid.adapt.conv.weight[..., 0, 0].double(), gid.adapt.conv.bias.double()
+    adapted = naive_adapt(crops_s, weight, bias)
+    mask = torch.stack([torchvision_matches(raw.priors, boxes) >= 0 for boxes in instances.boxes])
+    oracle = {
+        "feat_loss": 2 * naive_feature(crops_t, adapted, instances.valid, per_pixel=normalize == "pixel"),
+        "rel_loss": 3 * naive_relation(crops_t, adapted, instances.valid, mean=reduction == "mean"),
+        "resp_loss": 5
+        * naive_response(
+            teacher.logits, raw.logits, teacher.regression, raw.regression, mask, alpha=0.3, beta=0.7, box_beta=0.0
+        ),
+    }
+    assert set(terms) == set(oracle)
+    for name, value in oracle.items():
+        assert terms[name].item() == pytest.approx(float(value.detach()), rel=1e-4)
+        assert (terms[name].item() == 0) == (top_k == 0)
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in gid.parameters())
+
+
+def test_defaults_are_the_papers(pair: dict) -> None:
+    gid = make_loss(pair)
+    assert (gid.top_k, gid.iou_threshold, gid.alpha, gid.beta) == (10, 0.3, 0.1, 1.0)  # sections 3.1 and 4
+    assert gid.weights == {"feature": 5e-4, "relation": 40.0, "response": 1.0}
+
+
+def test_weights_scale_their_terms(pair: dict) -> None:
+    gid = make_loss(pair)
+    before = {name: term.item() for name, term in run(pair, gid)[0].items()}
+    gid.weights = {name: 3 * weight for name, weight in gid.weights.items()}
+    for name, term in run(pair, gid)[0].items():
+        assert term.item() == pytest.approx(3 * before[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("missing", [("feature",), ("relation",), ("response",), ("feature", "relation")])
+def test_terms_of_weight_zero_are_absent(pair: dict, missing: tuple[str, ...]) -> None:
+    terms, *_ = run(pair, make_loss(pair, weights=dict.fromkeys(missing, 0.0)))
+    assert set(terms) == {term for name, term in NAMES.items() if name not in missing}
+
+
+def test_gradient_reaches_the_student_and_the_adapter_never_the_teacher(pair: dict) -> None:
+    gid = make_loss(pair)
+    terms, _, pyramid, raw = run(pair, gid)
+    sum(terms.values()).backward()
+    assert raw.logits.grad.any()
+    assert raw.regression.grad.any()
+    assert any(bool(x.grad.any()) for x in pyramid)
+    assert all(p.grad.any() for p in gid.adapt.parameters())
+    student, teacher = pair["student"], pair["teacher"]
+    assert any(p.grad is not None and p.grad.any() for p in student.backbone.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    for p in student.parameters():
+        assert p.grad is None or torch.isfinite(p.grad).all()
+    student.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_each_term_teaches(pair: dict, name: str) -> None:
+    gid = make_loss(pair)
+    terms, _, pyramid, raw = run(pair, gid)
+    inputs = [*pyramid, raw.logits, raw.regression, gid.adapt.conv.weight]
+    gradients = torch.autograd.grad(terms[NAMES[name]], inputs, allow_unused=True)
+    head, adapter = gradients[5:7], gradients[7]
+    if name == "response":
+        assert all(bool(g.any()) for g in head)
+        assert adapter is None
+    else:  # the selection passes no gradient to the predictions
+        assert head == (None, None)
+        assert adapter.any()
+    assert any(g is not None and bool(g.any()) for g in gradients[:5])
+
+
+def test_batch_is_the_mean_of_its_images(pair: dict) -> None:
+    # The property that makes the loss the same however a batch is spread over processes.
+    gid = make_loss(pair)
+    together, instances, *_ = run(pair, gid)
+    single = [run(pair, gid, slice(b, b + 1)) for b in range(3)]
+    for name in NAMES.values():
+        mean = sum(terms[name].item() for terms, *_ in single) / 3
+        assert together[name].item() == pytest.approx(mean, rel=1e-4)
+    for b in range(3):
+        assert torch.equal(single[b][1].indices[0], instances.indices[b])
+
+
+def test_a_student_equal_to_its_teacher_has_nothing_to_learn(pair: dict) -> None:
+    teacher = pair["teacher"]
+    gid = GIDLoss(teacher.fpn_channels, teacher.fpn_channels)
+    torch.nn.init.dirac_(gid.adapt.conv.weight)  # the identity
+    torch.nn.init.zeros_(gid.adapt.conv.bias)
+    same = {**pair, "student": teacher}
+    terms, instances, pyramid, raw = run(same, gid)
+    assert not instances.scores.any()
+    assert instances.valid.any()
+    assert terms["feat_loss"].item() == terms["rel_loss"].item() == 0
+    sum(terms.values()).backward()
+    assert raw.logits.grad.abs().max() < 1e-6
+    assert not raw.regression.grad.any()
+    assert all(x.grad is None or torch.isfinite(x.grad).all() for x in pyramid)
+    teacher.zero_grad(set_to_none=True)
+
+
+def test_one_instance_has_no_relation(pair: dict) -> None:
+    terms, instances, *_ = run(pair, make_loss(pair, top_k=1))
+    assert instances.valid.tolist() == [[True]] * 3
+    assert terms["rel_loss"].item() == 0
+    assert terms["feat_loss"].item() > 0
+    assert terms["resp_loss"].item() > 0
+
+
+def test_only_the_adapter_is_trained() -> None:
+    gid = GIDLoss(8, 12, adapt_kernel=3)
+    assert {name: tuple(p.shape) for name, p in gid.named_parameters()} == {
+        "adapt.conv.weight": (12, 8, 3, 3),
+        "adapt.conv.bias": (12,),
+    }
+
+
+def test_misaligned_models_are_an_error(pair: dict) -> None:
+    teacher = build_detector("retina_nano", 2).eval()
+    with torch.no_grad():
+        pyramid, raw = teacher.raw(pair["images"])
+    with pytest.raises(ValueError, match="aligned"):
+        run({**pair, "pyramid": pyramid, "raw": raw}, GIDLoss(64, 64))
+
+
+def test_autocast_stays_close(pair: dict) -> None:
+    gid = make_loss(pair)
+    exact, *_ = run(pair, gid)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms, *_ = run(pair, gid)
+    for name, term in terms.items():
+        assert torch.isfinite(term)
+        assert term.dtype == torch.float32
+        # bf16 convolutions keep 8 bits; a selected box may swap with its like, so this is a bound of scale alone
+        assert term.item() == pytest.approx(exact[name].item(), rel=0.5)

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from gid_yolo.ops.anchors import cell_anchors, grid_anchors
+
+STRIDES = (8, 16, 32, 64, 128)
+RATIOS = (0.5, 1.0, 2.0)
+
+
+def sizes(scale: float) -> list[list[float]]:
+    return [[scale * stride * 2 ** (i / 3) for i in range(3)] for stride in STRIDES]
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (256, 384), (512, 128)])
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_equals_torchvision(height: int, width: int, scale: float) -> None:
+    features = [torch.zeros(2, 1, height // s, width // s) for s in STRIDES]
+    generator = AnchorGenerator(tuple(map(tuple, sizes(scale))), (RATIOS,) * len(STRIDES))
+    expected = generator(ImageList(torch.zeros(2, 3, height, width), [(height, width)] * 2), features)[0]
+
+    cells = torch.stack([cell_anchors(size, RATIOS) for size in sizes(scale)])
+    anchors = grid_anchors(cells, features, STRIDES)
+
+    assert anchors.shape == (sum(height * width // s**2 for s in STRIDES) * 9, 4)
+    assert torch.equal(anchors, expected)
+
+
+def test_grid_order_is_level_row_column_anchor() -> None:
+    cells = torch.tensor([[[-1.0, -1, 1, 1], [-2, -1, 2, 1]], [[-3.0, -3, 3, 3], [-4, -3, 4, 3]]])  # (L=2, A=2, 4)
+    features = [torch.zeros(1, 1, 3, 5), torch.zeros(1, 1, 2, 3)]  # 3 x 5 does not halve to whole cells
+    strides = (8, 16)
+    expected = [
+        [a + shift for a, shift in zip(cell, (column * stride, row * stride) * 2, strict=True)]
+        for level, feature, stride in zip(cells.tolist(), features, strides, strict=True)
+        for row in range(feature.shape[2])
+        for column in range(feature.shape[3])
+        for cell in level
+    ]
+    assert grid_anchors(cells, features, strides).tolist() == expected
+
+
+def test_levels_must_be_as_many_as_strides() -> None:
+    with pytest.raises(ValueError):
+        grid_anchors(torch.zeros(2, 1, 4), [torch.zeros(1, 1, 2, 2)], (8, 16))

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from reference.distill import smooth_l1
+
+from gid_yolo.ops.losses import box_regression_loss, mean_over_images
+
+
+@pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
+def test_box_regression_loss_equals_the_loop(beta: float) -> None:
+    prediction, target = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    target[0, 0] = prediction[0, 0]
+    expected = [
+        [
+            sum(smooth_l1(p, t, beta) if beta else abs(p - t) for p, t in zip(row_p, row_t, strict=True))
+            for row_p, row_t in zip(image_p, image_t, strict=True)
+        ]
+        for image_p, image_t in zip(prediction.tolist(), target.tolist(), strict=True)
+    ]
+    loss = box_regression_loss(prediction, target, beta=beta)
+    torch.testing.assert_close(loss.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-6)
+    assert loss[0, 0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_box_regression_loss_computes_in_fp32(dtype: torch.dtype, beta: float) -> None:
+    prediction, target = (torch.randn(3, 4) * 1000).to(dtype), (torch.randn(3, 4) * 1000).to(dtype)
+    loss = box_regression_loss(prediction, target, beta=beta)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, box_regression_loss(prediction.float(), target.float(), beta=beta))
+
+
+def test_mean_over_images_equals_the_loop() -> None:
+    losses, weight = torch.rand(5, 9), torch.rand(5, 9) > 0.5
+    weight[1] = False
+    weight[2] = True
+    images = []
+    for row, chosen in zip(losses.tolist(), weight.tolist(), strict=True):
+        values = [value for value, keep in zip(row, chosen, strict=True) if keep]
+        images.append(sum(values) / len(values) if values else 0.0)
+    assert mean_over_images(losses, weight).item() == pytest.approx(sum(images) / len(images), rel=1e-6)
+
+
+def test_mean_over_images_is_the_mean_of_single_images() -> None:
+    losses, weight = torch.rand(4, 6), torch.rand(4, 6) > 0.5
+    single = [mean_over_images(losses[b : b + 1], weight[b : b + 1]).item() for b in range(4)]
+    assert mean_over_images(losses, weight).item() == pytest.approx(sum(single) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 0)])
+def test_mean_over_images_of_nothing_is_zero_with_a_graph(shape: tuple[int, int]) -> None:
+    losses = torch.full(shape, float("inf"), requires_grad=True)  # what does not count must not leak
+    loss = mean_over_images(losses, torch.zeros(shape, dtype=torch.bool))
+    assert loss.item() == 0
+    loss.backward()
+    assert torch.equal(losses.grad, torch.zeros(shape))

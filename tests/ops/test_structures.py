@@ -1,0 +1,65 @@
+import pytest
+import torch
+from reference.boxes import random_boxes
+
+from gid_yolo.ops.boxes import decode_deltas
+from gid_yolo.ops.structures import RawPredictions, Targets
+
+
+def naive_padding(boxes: torch.Tensor, labels: torch.Tensor, image_index: torch.Tensor, batch_size: int) -> list:
+    images: list[list] = [[] for _ in range(batch_size)]
+    for box, label, image in zip(boxes.tolist(), labels.tolist(), image_index.tolist(), strict=True):
+        images[int(image)].append((box, int(label)))
+    return images
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32])  # Ultralytics' batch_idx and cls are floats
+def test_from_flat_pads_unordered_objects(seed: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(seed)
+    count, batch = 17, 6
+    boxes, labels = random_boxes((count,)), torch.randint(0, 9, (count,)).to(dtype)
+    image_index = torch.tensor([0, 2, 3, 5])[torch.randint(0, 4, (count,))].to(dtype)  # 1 and 4 have no object
+    targets = Targets.from_flat(boxes, labels, image_index, batch)
+    expected = naive_padding(boxes, labels, image_index, batch)
+
+    most = max(map(len, expected))
+    assert targets.boxes.shape == (batch, most, 4)
+    assert targets.labels.dtype == torch.long
+    for b, objects in enumerate(expected):
+        n = len(objects)
+        assert targets.valid[b].tolist() == [True] * n + [False] * (most - n)
+        assert targets.boxes[b, :n].tolist() == [box for box, _ in objects]
+        assert targets.labels[b, :n].tolist() == [label for _, label in objects]
+        assert not targets.boxes[b, n:].any()
+        assert not targets.labels[b, n:].any()
+
+
+def test_from_flat_without_any_object() -> None:
+    targets = Targets.from_flat(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0), 3)
+    assert targets.boxes.shape == (3, 0, 4)
+    assert targets.labels.shape == targets.valid.shape == (3, 0)
+
+
+def test_raw_predictions() -> None:
+    anchors = random_boxes((7,))
+    raw = RawPredictions(
+        torch.randn(2, 7, 3, requires_grad=True), torch.randn(2, 7, 4, requires_grad=True), anchors, decode_deltas
+    )
+    torch.testing.assert_close(raw.scores, 1 / (1 + (-raw.logits).exp()))
+    assert torch.equal(raw.boxes, decode_deltas(raw.regression, anchors))
+    assert raw.scores.requires_grad
+    detached = raw.detach()
+    assert not detached.scores.requires_grad
+    assert not detached.boxes.requires_grad
+    assert torch.equal(detached.logits, raw.logits)
+
+
+def test_select_classes_reorders_the_classes_alone() -> None:
+    raw = RawPredictions(torch.randn(2, 7, 3), torch.randn(2, 7, 4), random_boxes((7,)), decode_deltas)
+    picked = raw.select_classes(torch.tensor([2, 0]))
+    for new, old in enumerate((2, 0)):
+        assert torch.equal(picked.logits[..., new], raw.logits[..., old])
+    assert picked.logits.shape == (2, 7, 2)
+    assert picked.regression is raw.regression
+    assert raw.select_classes(None) is raw
