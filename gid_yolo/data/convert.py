@@ -1,165 +1,205 @@
-"""PASCAL VOC and COCO annotations as Ultralytics data sets.
+"""PASCAL VOC and COCO annotations as an Ultralytics data set.
 
-Ultralytics' own `convert_coco` falls short here: it numbers classes by COCO's fixed table or as ``id - 1``, writes no
-label file for an image without objects and no data yaml, does not clip boxes, and starts a new folder at each call.
+Ultralytics' own `convert_coco` numbers classes by COCO's fixed table or as id - 1, writes neither a label file for an
+image without objects nor a data yaml, clips no box, and has nothing for VOC XML.
 """
+
+from __future__ import annotations
 
 import hashlib
 import logging
-import re
-from collections.abc import Callable, Iterable, Mapping
+import math
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gid_yolo.data.cache import cache_dir, write_once
-from gid_yolo.data.coco import coco_categories, load_coco, read_coco
-from gid_yolo.data.records import ConversionSummary, SplitRecords, image_files, write_set
-from gid_yolo.data.voc import is_voc, read_voc, split_lists
+from gid_yolo.data.cache import DATA_YAML, cache_dir, write_once
 from gid_yolo.errors import UserError
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 LOGGER = logging.getLogger("gid_yolo")
 
-_VERSION = "1"  # part of the fingerprint: a change of what is written needs a new one
-_SPLITS = ("train", "val", "test")
+
+@dataclass
+class LabelledImage:
+    """One image and its objects.
+
+    Attributes:
+        path: The image file.
+        name: Where it goes below `images/<split>/`.
+        size: (width, height) in pixels.
+        objects: Class index and xyxy box in pixels of each object, not yet clipped.
+    """
+
+    path: Path
+    name: Path
+    size: tuple[float, float]
+    objects: list[tuple[int, tuple[float, float, float, float]]] = field(default_factory=list)
+
+
+@dataclass
+class Annotations:
+    """What a reader found: class names, the images of each split, and the objects it left out by kind.
+
+    `others` are splits that Ultralytics reads without conversion, as their values in the data yaml.
+    """
+
+    names: list[str]
+    splits: dict[str, list[LabelledImage]]
+    dropped: dict[str, int] = field(default_factory=dict)
+    others: dict[str, object] = field(default_factory=dict)
 
 
 def prepare_data(data: str | Path) -> Path:
-    """Return the absolute path of an Ultralytics data yaml for what `data` names.
+    """Return the Ultralytics data yaml for what `data=` names.
 
-    - A yaml whose splits are folders or lists of images is returned as it is.
-    - A folder in VOC's layout is converted (see `gid_yolo.data.voc`).
-    - A yaml with a split ``{images: <folder>, annotations: <COCO's JSON>}`` is converted (see `gid_yolo.data.coco`);
-      its other splits stay the folders they are. Paths are relative to the yaml, or to its ``path:``, which is
-      relative to the yaml. Classes are the JSON's categories in the order of their ids, or ``names:`` of the yaml
-      where it has them, matched by name.
+    Args:
+        data: An Ultralytics data yaml; a folder in VOC's layout (`Annotations/*.xml`, `ImageSets/Main/*.txt`, images
+            anywhere below it); or a yaml of which a split is `{images: folder, annotations: instances.json}`; its
+            other splits may be folders. Its paths are relative to it, or to its `path:`.
 
-    Converted sets lie in the cache under a fingerprint of the sources (paths, sizes and times): they are written once
-    and anew when a source changes. Images are links to the originals.
+    Returns:
+        The yaml itself where Ultralytics can read it, else that of the converted set in the cache, which is made once.
 
     Raises:
-        UserError: one sentence on what is wrong, where, and what to do.
-
+        UserError: Nothing is there, or what is there cannot be used.
     """
-    path = Path(data).expanduser().absolute()
+    path = Path(data).expanduser().resolve()
     if path.is_dir():
-        return _prepare_voc(path)
+        from gid_yolo.data.voc import is_voc, read_voc
+
+        if not is_voc(path):
+            raise UserError(
+                f"data={data} is a folder without Annotations/*.xml and ImageSets/Main/*.txt: give a data yaml, or a "
+                "folder in PASCAL VOC's layout."
+            )
+        lists = sorted((path / "ImageSets" / "Main").glob("*.txt"))
+        images = find_images(path)
+        sources = [*sorted((path / "Annotations").glob("*.xml")), *lists, *images]
+        return _convert(path, sources, lambda: read_voc(path, images))
+    if not path.is_file():
+        raise UserError(f"data={data} does not exist: give the path of a data yaml, or leave data= out.")
     if path.suffix.lower() not in {".yaml", ".yml"}:
-        raise UserError(f"{data} is neither a data yaml nor a folder in VOC's layout: give one of them as data=.")
-    content = _read_yaml(path)
-    if any(isinstance(content.get(split), Mapping) for split in _SPLITS):
-        return _prepare_coco(path, content)
-    return path
+        raise UserError(f"data={data} is not a data yaml: give a .yaml file, or a folder in PASCAL VOC's layout.")
+    contents = read_yaml(path)
+    if missing := [split for split in ("train", "val") if not contents.get(split)]:
+        raise UserError(f"data={data} has no '{missing[0]}:': say where the images of that split are.")
+    if not any(isinstance(contents.get(split), dict) for split in SPLITS):
+        return path
+    from gid_yolo.data.coco import coco_sources, read_coco
+
+    return _convert(path, [path, *coco_sources(path, contents)], lambda: read_coco(path, contents))
 
 
-def _prepare_voc(root: Path) -> Path:
-    if not is_voc(root):
-        yamls = sorted(p.name for p in root.glob("*.y*ml"))
-        hint = f"give its {yamls[0]}" if yamls else "add them or give a data yaml"
-        raise UserError(f"{root} has no Annotations and ImageSets/Main, so is no data in VOC's layout: {hint}.")
-    images = image_files(root, skip=cache_dir())
-    sources = [*sorted((root / "Annotations").glob("*.xml")), *split_lists(root).values(), *images]
-
-    def write(folder: Path) -> ConversionSummary:
-        splits, names = read_voc(root, images)
-        return write_set(folder, splits, {}, names)
-
-    return _convert(root, sources, write)
-
-
-def _prepare_coco(path: Path, content: dict[str, Any]) -> Path:
-    root = path.parent / str(content.get("path") or "")
-    pairs: dict[str, tuple[Path, Path]] = {}
-    others: dict[str, object] = {}
-    for split in _SPLITS:
-        value = content.get(split)
-        if isinstance(value, Mapping):
-            pairs[split] = _coco_pair(value, root, f"{path}: {split!r}")
-        elif value:
-            others[split] = [str(_existing(root / str(v), f"{path}: {split!r}")) for v in _as_list(value)]
-    files = {split: image_files(images, skip=cache_dir()) for split, (images, _) in pairs.items()}
-    sources = [path, *(annotations for _, annotations in pairs.values()), *(f for fs in files.values() for f in fs)]
-
-    def write(folder: Path) -> ConversionSummary:
-        loaded = {split: load_coco(annotations) for split, (_, annotations) in pairs.items()}
-        categories = {split: coco_categories(loaded[split], pairs[split][1]) for split in pairs}
-        names = _class_names(content, path, {pairs[split][1]: found for split, found in categories.items()})
-        records: dict[str, SplitRecords] = {}
-        for split, (images, annotations) in pairs.items():
-            records[split] = read_coco(loaded[split], annotations, images, files[split])
-        return write_set(folder, records, others, names)
-
-    return _convert(path, sources, write)
-
-
-def _convert(source: Path, sources: Iterable[Path], write: Callable[[Path], ConversionSummary]) -> Path:
-    """Write a converted set to the cache unless that of the same sources is there, and log what it holds."""
-    name = re.sub(r"[^\w.-]+", "_", source.stem if source.is_file() else source.name)
-    target = cache_dir() / "converted" / f"{name}-{_fingerprint(source, sources)}"
-
-    def write_and_log(folder: Path) -> None:
-        LOGGER.info("%s converted to %s: %s", source, target, write(folder))
-
-    return write_once(target, write_and_log)
-
-
-def _fingerprint(source: Path, sources: Iterable[Path]) -> str:
-    digest = hashlib.sha256(f"{_VERSION}\0{source}\0".encode())
-    for path in sources:
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}): restore it or correct the link.") from None
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    return digest.hexdigest()[:12]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a yaml file that holds `key: value` lines, with the safe loader."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a data yaml as data=.") from None
+        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): correct it.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no `key: value` pairs: a data yaml has train, val and names.")
-    for split in ("train", "val"):
-        if not content.get(split):
-            raise UserError(f"{path} has no {split!r}: add the folder of its images.")
-    return content
+        raise UserError(f"data={path} is not a yaml file: {' '.join(str(error).split())}.") from error
+    if not isinstance(contents, dict):
+        raise UserError(f"data={path} must hold 'key: value' lines (train, val, names), see Ultralytics' data sets.")
+    return contents
 
 
-def _coco_pair(value: Mapping[str, object], root: Path, where: str) -> tuple[Path, Path]:
-    if set(value) != {"images", "annotations"}:
-        raise UserError(f"{where} has the keys {sorted(map(str, value))}: give exactly images and annotations.")
-    images, annotations = (root / str(value[key]) for key in ("images", "annotations"))
-    if not images.is_dir():
-        raise UserError(f"{where}: {images} is not a folder: correct `images`.")
-    return images.resolve(), _existing(annotations, where)
+def find_images(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted; the cache is passed over, should it lie there."""
+    cache = cache_dir()
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(p for p in found if not p.is_relative_to(cache))
 
 
-def _class_names(content: dict[str, Any], path: Path, categories: Mapping[Path, dict[int, str]]) -> list[str]:
-    """Return the class names in the order of their indices: the yaml's, or else those that all JSON files share."""
-    (first, expected), *rest = categories.items()
-    names = content.get("names")
-    if not names:
-        for other, found in rest:
-            if found != expected:
-                raise UserError(f"{other} has other categories than {first}: use the same or add `names` to {path}.")
-        return list(expected.values())
-    given = [str(n) for n in (dict(sorted(names.items())).values() if isinstance(names, dict) else _as_list(names))]
-    for annotations, found in categories.items():
-        if missing := sorted(set(found.values()) - set(given)):
-            raise UserError(f"{annotations} has the category {missing[0]!r}, which `names` of {path} lacks: add it.")
-    return given
+def read_box(values: Sequence[object], where: str) -> tuple[float, float, float, float]:
+    """Four finite numbers of an annotation as floats.
+
+    Raises:
+        UserError: They are not; `where` names the entry.
+    """
+    try:
+        numbers = [float(value) for value in values]  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{where} has the box {list(values)}, which is not four numbers: correct or remove it.")
+    return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
-def _existing(path: Path, where: str) -> Path:
-    if not path.exists():
-        raise UserError(f"{where}: {path} does not exist: correct the path.")
-    return path.resolve()
+def _convert(data: Path, sources: Iterable[Path], read: Callable[[], Annotations]) -> Path:
+    """Write what `read` returns into the cache, under a name that changes whenever a source file does.
+
+    Images are sources too: a set whose links lead nowhere must not be used again.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        try:
+            status = source.stat()
+        except OSError as error:
+            raise UserError(f"{source} cannot be read ({error.strerror}): restore it, or mend the link.") from error
+        digest.update(f"{source} {status.st_size} {status.st_mtime_ns}\n".encode())
+    name = data.name if data.is_dir() else data.stem
+    target = cache_dir() / "converted" / f"{name}-{digest.hexdigest()[:12]}"
+    made = write_once(target, lambda folder: _write(folder, read(), data))
+    LOGGER.info("data: %s", made)
+    return made
 
 
-def _as_list(value: object) -> list[object]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _write(folder: Path, found: Annotations, data: Path) -> None:
+    dropped = dict(found.dropped)
+    total = 0
+    for split, images in found.splits.items():
+        taken: dict[Path, Path] = {}
+        for image in images:
+            lines = []
+            for label, box in image.objects:
+                row = normalise(box, image.size)
+                if row is None:
+                    dropped["without area"] = dropped.get("without area", 0) + 1
+                else:
+                    lines.append(f"{label} " + " ".join(f"{value:.6f}" for value in row) + "\n")
+            total += len(lines) if split == "train" else 0
+            target = folder / "images" / split / image.name
+            label_file = (folder / "labels" / split / image.name).with_suffix(".txt")
+            if label_file in taken:  # before anything is written: a copy over a link would reach the original
+                raise UserError(f"{taken[label_file]} and {image.path} would share a label file: rename one of them.")
+            taken[label_file] = image.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            label_file.parent.mkdir(parents=True, exist_ok=True)
+            _place(image.path, target)
+            label_file.write_text("".join(lines), encoding="utf-8")
+    if "train" in found.splits and not total:
+        raise UserError(f"the train split of {data} has no boxes: check that its annotations belong to its images.")
+    contents = {
+        **{split: f"images/{split}" for split in found.splits},
+        **found.others,
+        "names": dict(enumerate(found.names)),
+    }
+    (folder / DATA_YAML).write_text(yaml.safe_dump(contents, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    counts = ", ".join(f"{len(images)} {split}" for split, images in found.splits.items())
+    left = (
+        "; left out: " + ", ".join(f"{n} {kind}" for kind, n in dropped.items() if n) if any(dropped.values()) else ""
+    )
+    LOGGER.warning("converted %s images, %d boxes in train, %d classes%s", counts, total, len(found.names), left)
+
+
+def normalise(box: tuple[float, float, float, float], size: tuple[float, float]) -> tuple[float, ...] | None:
+    """Clip an xyxy box in pixels to the image; return centre, width, height in [0, 1], or None without area."""
+    width, height = size
+    x1, x2 = (min(max(v, 0.0), width) for v in (box[0], box[2]))
+    y1, y2 = (min(max(v, 0.0), height) for v in (box[1], box[3]))
+    if x2 <= x1 or y2 <= y1:
+        return None
+    return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+
+
+def _place(source: Path, target: Path) -> None:
+    """Link an image into the set; copy it where links are not to be had."""
+    try:
+        target.symlink_to(source)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, target)

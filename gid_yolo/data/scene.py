@@ -6,16 +6,26 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gid_yolo.data.shapes import CLASSES, DISTRACTORS, Contour, Outline, coverage, extent, place, unit_outline
+from gid_yolo.data.shapes import (
+    CLASSES,
+    DISTRACTORS,
+    Contour,
+    Outline,
+    coverage,
+    extent,
+    extent_inside,
+    place,
+    unit_outline,
+)
 
 Image = NDArray[np.float32]  # (H, W, 3), 0 to 255
 
 MIN_VISIBLE = 0.4  # an object that shows less of itself keeps no label
 EMPTY_SHARE = 0.02  # images without objects
-MAX_OBJECTS = 8
-SIDE_RANGE = (0.05, 0.875)  # shares of the image's side: 8 to 140 px of 160
+MIN_OBJECTS, MAX_OBJECTS = 2, 11
+SIDE_RANGE = (0.075, 0.875)  # shares of the image's side: 12 to 140 px of 160
 _CONTRAST = 75.0  # least distance of an object's colours from the ground's mean, of 441 from black to white
-_TYPICAL_HUE = 0.7  # objects in their class's hue; the rest, and all clutter, have any
+_TYPICAL_HUE = 0.95  # objects in their class's hue; the rest, and all clutter, have any
 _PLACEMENTS = 4  # places tried for an object before it may hide another
 
 
@@ -23,9 +33,9 @@ _PLACEMENTS = 4  # places tried for an object before it may hide another
 class Scene:
     """An image and its labels.
 
-    `image` is (H, W, 3) uint8 in OpenCV's BGR order; `boxes` (N, 4) xyxy in pixels, the whole extent of each object
-    clipped to the image; `classes` (N,) indices into `shapes.CLASSES`; `masks` (N, H, W) the pixels that each object
-    would cover if nothing lay before it.
+    `image` is (H, W, 3) uint8 in OpenCV's BGR order; `boxes` (N, 4) xyxy in pixels, the extent of each object in the
+    frame as if nothing lay before it; `classes` (N,) indices into `shapes.CLASSES`; `masks` (N, H, W) the pixels of
+    which that covers 0.3 or more.
     """
 
     image: NDArray[np.uint8]
@@ -53,7 +63,7 @@ def render(rng: np.random.Generator, size: int) -> Scene:
     canvas = _ground(rng, size)
     _clutter(rng, canvas)
     placed: list[_Placed] = []
-    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MAX_OBJECTS + 1))
+    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
     low, high = np.log(SIDE_RANGE[0] * size), np.log(SIDE_RANGE[1] * size)
     sides = np.exp(low + (high - low) * rng.random(count) ** 1.15)  # tilted to the small, as COCO's are
     # Mostly the large behind the small: the other order hides most of the small ones.
@@ -63,8 +73,8 @@ def render(rng: np.random.Generator, size: int) -> Scene:
     image = _camera(rng, canvas)
 
     kept = [o for o in placed if o.share() >= MIN_VISIBLE]
-    boxes = np.array([extent(o.outline) for o in kept], np.float64).reshape(-1, 4)
-    masks = np.array([o.cover >= 0.5 for o in kept], bool).reshape(-1, size, size)
+    boxes = np.array([extent_inside(o.outline, size) for o in kept], np.float64).reshape(-1, 4)
+    masks = np.array([o.cover >= 0.3 for o in kept], bool).reshape(-1, size, size)
     return Scene(image, boxes.clip(0, size), np.array([o.label for o in kept], np.int64), masks)
 
 
@@ -96,10 +106,10 @@ def _pattern(rng: np.random.Generator, width: int, height: int, scale: float) ->
 
 
 def _ground(rng: np.random.Generator, size: int) -> Image:
-    colour = rng.uniform(40, 215, 3).astype(np.float32)
+    colour = (rng.uniform(50, 200) + rng.normal(0, 14, 3)).astype(np.float32)  # greyish, as most grounds are
     canvas = np.full((size, size, 3), colour, np.float32)
     for _ in range(2):
-        tint = rng.normal(0, 22, 3).astype(np.float32)
+        tint = (rng.normal(0, 18) + rng.normal(0, 7, 3)).astype(np.float32)
         canvas += _pattern(rng, size, size, size * rng.uniform(0.05, 0.5)) * tint
     return canvas
 
@@ -184,10 +194,10 @@ def _add_object(rng: np.random.Generator, canvas: Image, placed: list[_Placed], 
 def _clutter(rng: np.random.Generator, canvas: Image) -> None:
     """Draw what is no object: pieces of shapes and lobes, filled as objects are, and strokes like letters."""
     size = len(canvas)
-    for _ in range(rng.integers(0, 5)):
+    for _ in range(rng.integers(0, 3)):
         outline = _pose(rng, str(rng.choice(DISTRACTORS)), rng.uniform(0, size, 2), size * rng.uniform(0.08, 0.35))
         _fill(rng, canvas, outline, _cover(outline, size)[0])
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         reach = size * rng.uniform(0.04, 0.12)
         stroke = rng.uniform(0, size, 2) + np.cumsum(rng.normal(0, reach, (int(rng.integers(3, 6)), 2)), axis=0)
         _line(rng, canvas, stroke, thickness=int(rng.integers(1, 3)))
@@ -216,5 +226,5 @@ def _camera(rng: np.random.Generator, canvas: Image) -> NDArray[np.uint8]:
     image = ((canvas * light[..., None]) / 255).clip(0, 1) ** rng.uniform(0.75, 1.35)
     if (sigma := rng.uniform(0, 0.9)) > 0.3:
         image = cv2.GaussianBlur(image, (0, 0), sigma)
-    image = image * 255 + rng.normal(0, rng.uniform(1, 9), image.shape)
+    image = image * 255 + rng.normal(0, rng.uniform(1, 6), image.shape)
     return image.round().clip(0, 255).astype(np.uint8)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 Contour = NDArray[np.float64]
 Outline = list[Contour]
 
-CLASSES = ("disc", "ring", "square", "triangle", "star", "cross")
-DISTRACTORS = ("half_disc", "arc", "corner", "bar", "lobes")
+CLASSES = ("disc", "triangle", "star", "cross")
+DISTRACTORS = ("half_disc", "ring", "arc", "corner", "bar", "lobes")
 
 _SUPERSAMPLE = 4
 _SHIFT = 4  # fractional bits of cv2's fixed-point coordinates
@@ -28,7 +28,7 @@ def _circle(radius: float) -> Contour:
 
 
 def unit_outline(name: str, rng: np.random.Generator) -> Outline:
-    """Return one outline of the kind `name` (of CLASSES or DISTRACTORS) about the origin, its proportions drawn by `rng`.
+    """Return an outline of the kind `name` (of CLASSES or DISTRACTORS) about the origin, its proportions from `rng`.
 
     Raises:
         ValueError: `name` is not a kind of outline.
@@ -39,8 +39,6 @@ def unit_outline(name: str, rng: np.random.Generator) -> Outline:
             return [_circle(1.0)]
         case "ring":
             return [_circle(1.0), _circle(rng.uniform(0.45, 0.68))]
-        case "square":
-            return [np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])]
         case "triangle":
             return [_polar(1.0, 0, 2 * np.pi, 3, closed=True)]
         case "star":
@@ -88,6 +86,28 @@ def extent(outline: Outline) -> tuple[float, float, float, float]:
     """Return the box x1, y1, x2, y2 of an outline, not clipped."""
     low, high = outline[0].min(axis=0), outline[0].max(axis=0)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def extent_inside(outline: Outline, size: int) -> tuple[float, float, float, float]:
+    """Return the box x1, y1, x2, y2 of the part of an outline that lies in a frame of `size` pixels a side.
+
+    It can be narrower than the clipped box of the whole: the tip that makes the whole wide may lie outside. An outline
+    with nothing in the frame gives a box of zeros.
+    """
+    points = outline[0]
+    # Each side of the frame cuts the polygon (Sutherland and Hodgman); extents come out right for concave ones too.
+    for axis, limit, sign in ((0, 0, 1), (1, 0, 1), (0, size, -1), (1, size, -1)):
+        depth = sign * (points[:, axis] - limit)  # positive inside
+        following, next_depth = np.roll(points, -1, axis=0), np.roll(depth, -1)
+        cut = (depth > 0) != (next_depth > 0)
+        share = (depth[cut] / (depth[cut] - next_depth[cut]))[:, None]
+        crossings = points[cut] + share * (following[cut] - points[cut])
+        if not cut.any() and not (depth > 0).all():
+            return 0.0, 0.0, 0.0, 0.0
+        # Only the box is wanted, but the next cut needs the order: a crossing follows the point before it.
+        order = np.concatenate([np.flatnonzero(depth > 0), np.flatnonzero(cut) + 0.5])
+        points = np.concatenate([points[depth > 0], crossings])[np.argsort(order)]
+    return extent([points])
 
 
 def coverage(outline: Outline, origin: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float32]:

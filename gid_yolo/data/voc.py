@@ -1,138 +1,138 @@
-"""PASCAL VOC: a folder with ``Annotations/*.xml`` and ``ImageSets/Main/<split>.txt``.
+"""PASCAL VOC: one XML file an image, lists of names a split."""
 
-VOC's boxes are pixels counted from 1, both corners inside the object (the devkit's ``VOCcode`` measures a side as
-``max - min + 1``). On pixel edges counted from 0 the box is therefore (xmin - 1, ymin - 1, xmax, ymax). Sets whose
-authors counted from 0 come out up to one pixel too large to the upper left; nothing in the XML tells them apart.
-"""
+from __future__ import annotations
 
+import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from gid_yolo.data.records import AnnotatedImage, Box, SplitRecords, parse_box
+from gid_yolo.data.convert import SPLITS, Annotations, LabelledImage, read_box
 from gid_yolo.errors import UserError
 
-# The first list that exists is the split. Where only VOC's trainval.txt is there to train on, val.txt is a part of it.
-_LISTS = {"train": ("train", "trainval"), "val": ("val", "test"), "test": ("test",)}
-_LISTS_OF_TRAINVAL = {"train": ("trainval",), "val": ("test", "val"), "test": ("test",)}
 _MASK_FOLDERS = {"SegmentationClass", "SegmentationObject"}  # VOC's masks have the stems of its images
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses a document type before an entity in it is expanded, which could fill the memory."""
+    """Stops at a document type, before an entity in it can expand without bound."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise UserError("")
+        raise UserError("DOCTYPE")
 
 
 def is_voc(folder: Path) -> bool:
-    """Tell whether a folder has the two parts that make it VOC's layout."""
-    return (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir()
+    """True for a folder in VOC's layout."""
+    return any((folder / "Annotations").glob("*.xml")) and any((folder / "ImageSets" / "Main").glob("*.txt"))
 
 
-def split_lists(root: Path) -> dict[str, Path]:
-    """Return the list file of each split: ``train`` and ``val`` always, ``test`` where there is one.
+def read_voc(folder: Path, files: Sequence[Path]) -> Annotations:
+    """Read a folder in VOC's layout, `files` being the images below it; classes are numbered in alphabetical order.
 
-    ``trainval.txt`` stands in for a missing ``train.txt``, and ``test.txt`` for a missing ``val.txt``.
-
-    Raises:
-        UserError: there is nothing to train on or nothing to validate on.
-
-    """
-    folder = root / "ImageSets" / "Main"
-    rules = _LISTS if (folder / "train.txt").is_file() else _LISTS_OF_TRAINVAL
-    found = {}
-    for split, stems in rules.items():
-        path = next((p for stem in stems if (p := folder / f"{stem}.txt").is_file()), None)
-        if path is not None:
-            found[split] = path
-        elif split != "test":
-            raise UserError(f"{folder} has no {' or '.join(f'{s}.txt' for s in stems)}: add a list of image names.")
-    return found
-
-
-def read_voc(root: Path, images: list[Path]) -> tuple[dict[str, SplitRecords], list[str]]:
-    """Read all splits of a VOC folder; `images` are the image files below it.
-
-    Objects marked `difficult` are kept in ``train`` (they are real) and left out of ``val`` and ``test``, where the
-    devkit counts them neither as hits nor as misses. Class names are sorted, those of difficult objects among them.
-
-    Returns:
-        The records of each split, and the class names in the order of their indices.
+    Corners in VOC count pixels from 1 and include the last one (the devkit's convention), so the box in continuous
+    coordinates is (xmin - 1, ymin - 1, xmax, ymax). Objects marked `difficult` are trained on, but left out of val and
+    test, as VOC's own evaluation leaves them out. `trainval.txt` stands in for a missing `train.txt`, and is then
+    validated on `test.txt` where there is one; `test.txt` stands in for a missing `val.txt`.
 
     Raises:
-        UserError: a list, an XML file or an image is missing or wrong.
-
+        UserError: A split, an XML file or an image that cannot be used, by name.
     """
-    by_stem, by_name = defaultdict(list), defaultdict(list)
-    for path in images:
-        if not _MASK_FOLDERS & set(path.relative_to(root).parts):
-            by_stem[path.stem].append(path)
-            by_name[path.name].append(path)
-    splits: dict[str, SplitRecords] = {}
-    names: set[str] = set()
-    for split, path in split_lists(root).items():
-        records = splits[split] = SplitRecords()
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        for entry in dict.fromkeys(line.strip() for line in lines if line.strip()):
-            xml = root / "Annotations" / f"{entry}.xml"
-            if Path(entry).name != entry or not xml.is_file():
-                raise UserError(f"{path} lists {entry!r}, but {xml} does not exist: add it or remove the line.")
-            tree = _parse(xml)
-            filename = (tree.findtext("filename") or "").strip()
-            # The devkit finds an image by the name of its XML; <filename> decides between several, or where none is.
-            found = by_stem[entry] or by_name[filename]
-            found = [p for p in found if p.name == filename] or found
-            found = [p for p in found if p.parent.name in ("JPEGImages", split)] or found
-            if len(found) != 1:
-                problem = "is not there" if not found else f"could be {found[0]} or {found[1]}"
-                raise UserError(f"{xml}: its image {filename or entry!r} {problem}: keep one of that name in {root}.")
-            boxes, labels = [], []
-            for number, thing in enumerate(tree.findall("object"), start=1):
-                box, label = _read_object(thing, f"{xml}: object {number}")
-                names.add(label)
-                if split != "train" and (thing.findtext("difficult") or "0").strip() not in ("0", ""):
-                    records.dropped_difficult += 1
+    lists = {split: folder / "ImageSets" / "Main" / f"{split}.txt" for split in SPLITS}
+    if not lists["train"].is_file():  # VOC's usual protocol: val.txt would be a part of trainval.txt
+        lists["train"] = lists["train"].with_name("trainval.txt")
+        lists["val"] = lists["test"] if lists["test"].is_file() else lists["val"]
+    if not lists["val"].is_file():
+        lists["val"] = lists["test"]
+    for split in ("train", "val"):
+        if not lists[split].is_file():
+            raise UserError(f"{folder} has no ImageSets/Main/{split}.txt: list the names of that split's images there.")
+    by_name = defaultdict(list)  # by file name and by stem
+    for path in files:
+        if not _MASK_FOLDERS & set(path.relative_to(folder).parts):
+            for key in {path.name, path.stem}:
+                by_name[key].append(path)
+    dropped = {"difficult (val, test)": 0}
+    parsed: dict[str, list[tuple[Path, ElementTree.Element]]] = {}
+    for split, path in lists.items():
+        if path.is_file():
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            parsed[split] = []
+            for stem in dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()):
+                root = _parse(folder / "Annotations" / f"{stem}.xml", path)
+                parsed[split].append((_image(by_name, root, stem, split), root))
+    names = sorted({_text(o, "name") for rows in parsed.values() for _, root in rows for o in root.iter("object")})
+    found: dict[str, list[LabelledImage]] = {}
+    for split, rows in parsed.items():
+        found[split] = []
+        for path, root in rows:
+            image = LabelledImage(path, Path(path.name), _size(root, path))
+            for item in root.iter("object"):
+                if split != "train" and (item.findtext("difficult") or "0").strip() != "0":
+                    dropped["difficult (val, test)"] += 1
                     continue
-                boxes.append(box)
-                labels.append(label)
-            size = _size(tree, found[0])
-            records.images.append(AnnotatedImage(found[0], found[0].name, size, tuple(boxes), tuple(labels)))
-    return splits, sorted(names)
+                corners = [_text(item, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+                x1, y1, x2, y2 = read_box(corners, _where(item))
+                image.objects.append((names.index(_text(item, "name")), (x1 - 1, y1 - 1, x2, y2)))
+            found[split].append(image)
+    return Annotations(names, found, dropped)
 
 
-def _parse(path: Path) -> ElementTree.Element:
-    try:
-        return ElementTree.XML(path.read_bytes(), parser=ElementTree.XMLParser(target=_NoDoctype()))
-    except UserError:
-        raise UserError(
-            f"{path} has a DOCTYPE, which no VOC file needs and which can hide an attack: remove it."
-        ) from None
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: an unknown encoding
-        raise UserError(f"{path} is not readable XML ({error}): write it again.") from None
+def _image(by_name: dict[str, list[Path]], root: ElementTree.Element, stem: str, split: str) -> Path:
+    """The image of an XML file: that of its stem, as in the devkit; `<filename>` decides where that says too little."""
+    filename = (root.findtext("filename") or "").strip()
+    found = by_name[stem] or by_name[filename]
+    for narrower in (
+        [p for p in found if p.name == filename],
+        [p for p in found if p.parent.name in ("JPEGImages", split)],
+    ):
+        found = narrower if narrower else found
+    if len(found) != 1:
+        problem = f"could be {found[0]} or {found[1]}" if found else "is not below the folder"
+        raise UserError(f"{_where(root)}: its image '{filename or stem}' {problem}: keep one image of that name there.")
+    return found[0]
 
 
-def _read_object(thing: ElementTree.Element, where: str) -> tuple[Box, str]:
-    label, box = (thing.findtext("name") or "").strip(), thing.find("bndbox")
-    if not label or box is None:
-        raise UserError(f"{where} has no {'<name>' if not label else '<bndbox>'}: add it or remove the object.")
-    corners = [box.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")]
-    x1, y1, x2, y2 = parse_box(corners, where)
-    return (x1 - 1, y1 - 1, x2, y2), label
-
-
-def _size(tree: ElementTree.Element, image: Path) -> tuple[int, int]:
-    """Return (width, height) as the XML says, or as the image does where the XML has none or zeros."""
-    try:
-        width, height = (int(float(tree.findtext(f"size/{key}") or 0)) for key in ("width", "height"))
-    except (ValueError, OverflowError):
-        width = height = 0
+def _size(root: ElementTree.Element, path: Path) -> tuple[float, float]:
+    """Width and height as the XML says, or as the image does where the XML has none or zeros."""
+    width, height = (_number(root, f"size/{key}") for key in ("width", "height"))
     if width > 0 and height > 0:
         return width, height
     try:
-        with Image.open(image) as opened:
-            return opened.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{image} is not a readable image ({error}): replace it.") from None
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise UserError(f"{path} is not a readable image ({type(error).__name__}): replace it.") from error
+
+
+def _parse(path: Path, listed: Path) -> ElementTree.Element:
+    if path.parent.name != "Annotations" or not path.is_file():
+        raise UserError(f"{listed} lists '{path.stem}', but there is no {path}: add it, or remove the line.")
+    try:
+        root = ElementTree.fromstring(path.read_bytes(), parser=ElementTree.XMLParser(target=_NoDoctype()))
+    except UserError:
+        raise UserError(f"{path} declares a DOCTYPE, which annotations do not need: remove it.") from None
+    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: an unknown encoding
+        raise UserError(f"{path} is not readable XML ({error}): write it again.") from error
+    root.set("file", str(path))
+    for number, item in enumerate(root.iter("object"), start=1):
+        item.set("file", f"{path}: object {number}")
+    return root
+
+
+def _where(element: ElementTree.Element) -> str:
+    return element.get("file", "")
+
+
+def _text(element: ElementTree.Element, tag: str) -> str:
+    text = (element.findtext(tag) or "").strip()
+    if not text:
+        raise UserError(f"{_where(element)} has no <{tag}>: add it, or remove the {element.tag}.")
+    return text
+
+
+def _number(element: ElementTree.Element, tag: str) -> float:
+    try:
+        return float(element.findtext(tag) or 0)
+    except ValueError:
+        return 0.0

@@ -155,7 +155,7 @@ def _load_weights(body: Any, name: str, weights: bool | str | Path, indices: tup
     if missing or misfits:
         raise ValueError(
             f"backbone_weights={weights} does not fit {name}: of its {len(own)} tensors {len(missing)} are missing and "
-            f"{len(misfits)} have another shape (first: {[*missing, *misfits][0]}); give weights of that very timm model."
+            f"{len(misfits)} have another shape (first: {[*missing, *misfits][0]}); give that timm model's own."
         )
     body.load_state_dict(found, strict=False)
     return WeightSource(f"{path.name} ({len(found)} tensors)", loaded=True)

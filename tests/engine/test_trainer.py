@@ -21,7 +21,7 @@ def train(data, **overrides):
 
 
 def results(trainer):
-    with open(trainer.csv) as file:
+    with trainer.csv.open() as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
