@@ -59,7 +59,7 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
     Raises:
         UserError: What the arguments ask for cannot be done.
     """
-    from gid_yolo.model import GID  # imports torch and Ultralytics
+    from gid_yolo.model import GID, read_cfg  # imports torch and Ultralytics
 
     model = arguments.pop("model", None)
     if mode == "train" and arguments.get("resume"):
@@ -68,6 +68,8 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
                 raise UserError("resume=True needs the run to go on with: add model=runs/.../weights/last.pt.")
             arguments["resume"] = str(model)
         model = arguments["resume"]
+    if model is None and arguments.get("cfg"):
+        model = read_cfg(arguments["cfg"]).get("model")
     if model is None:
         if mode != "train":
             raise UserError(f"model= is missing: gid-{mode} needs a checkpoint, e.g. model=runs/.../weights/best.pt.")

@@ -8,6 +8,7 @@ from typing import Any
 from ultralytics.engine.model import Model
 from ultralytics.utils import SETTINGS
 
+from gid_yolo.cfg import load_yaml
 from gid_yolo.data.convert import prepare_data
 from gid_yolo.data.synthetic import synthetic_dataset
 from gid_yolo.engine.checkpoint import load_model
@@ -86,6 +87,9 @@ class GID(Model):
             UserError: Arguments or data that cannot work, said before anything is trained.
         """
         self._check_is_pytorch_model()
+        if cfg := kwargs.pop("cfg", None):
+            kwargs = {**read_cfg(cfg), **kwargs}
+            kwargs.pop("model", None)  # this object is the model
         check_keys(kwargs)
         if not kwargs.get("resume"):
             check_values(kwargs)
@@ -102,7 +106,10 @@ class GID(Model):
         """
         check_keys(kwargs)
         kwargs = {"iou": DEFAULTS["iou"], "conf": DEFAULTS["conf"], **kwargs}
-        kwargs["data"] = str(resolve_data(kwargs.get("data") or self.overrides.get("data")))
+        from gid_yolo.export.evaluate import read_data  # it resolves data with the function below
+
+        data = kwargs.get("data") or self.overrides.get("data")
+        kwargs["data"] = str(read_data(data, kwargs.get("split") or "val")[0])
         made = (validator or self._smart_load("validator"))(
             args={**self.overrides, "rect": True, **kwargs, "mode": "val"}, _callbacks=self.callbacks
         )
@@ -132,6 +139,22 @@ class GID(Model):
         from gid_yolo.export.benchmark import benchmark
 
         return benchmark(model=self.ckpt_path or self.model_name, **kwargs)
+
+
+def read_cfg(path: str | Path) -> dict[str, Any]:
+    """Arguments from a yaml, e.g. the `args.yaml` of a run, without those that name that run itself.
+
+    Raises:
+        UserError: No such file, or not a yaml of arguments.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"cfg={path} does not exist: give a yaml of arguments, e.g. a run's args.yaml.")
+    try:
+        arguments = load_yaml(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    own = {"cfg", "mode", "resume", "save_dir", "task"}
+    return {key: value for key, value in arguments.items() if key not in own and value is not None}
 
 
 def resolve_data(data: Any) -> Path:

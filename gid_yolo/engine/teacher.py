@@ -72,19 +72,21 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
         LOGGER.info(f"teacher={name}: found {local.resolve()}")
         load_model(local, "teacher")
         return local.resolve()
-    if found := find_finished_run(name, data):
+    if found := find_finished_run(name, data, args.get("project")):
         LOGGER.info(f"teacher={name}: found a finished run on the same data, {found}")
         return found
     return train_teacher(name, data, args)
 
 
-def find_finished_run(name: str, data: str | Path) -> Path | None:
+def find_finished_run(name: str, data: str | Path, project: str | Path | None = None) -> Path | None:
     """The best.pt of the newest finished plain run of model `name` on `data`, or None.
 
-    A run is finished when its final evaluation was written, which is the last thing training does.
+    Ultralytics' runs folder is searched, and `project` where it is a folder of its own. A run is finished when its
+    final evaluation was written, which is the last thing training does.
     """
     runs = []
-    for file in Path(SETTINGS["runs_dir"]).glob("detect/**/args.yaml"):
+    roots = [Path(SETTINGS["runs_dir"]) / "detect", *([Path(project)] if project else [])]
+    for file in {file for root in roots for file in root.glob("**/args.yaml")}:
         best = file.parent / "weights" / "best.pt"
         if not best.is_file() or not (file.parent / "coco_metrics.json").is_file():
             continue

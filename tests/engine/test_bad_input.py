@@ -134,6 +134,17 @@ def test_a_teacher_with_other_anchors(capsys, data, tmp_path, teacher):
         assert says in sentence(capsys, "train", f"model={path}", f"data={data}", f"teacher={teacher}", *FAST)
 
 
+def test_cfg_file_that_is_missing_or_no_yaml(capsys, tmp_path):
+    assert "cfg=gone.yaml does not exist" in sentence(capsys, "train", "cfg=gone.yaml")
+    (tmp_path / "bad.yaml").write_text("just words")
+    assert "must hold 'key: value' lines" in sentence(capsys, "train", f"cfg={tmp_path / 'bad.yaml'}")
+
+
+def test_a_split_that_the_data_lacks(capsys, data, teacher):
+    text = sentence(capsys, "val", f"model={teacher}", f"data={data}", "split=test", "imgsz=64")
+    assert "split=test" in text
+
+
 def test_resume_without_a_run(capsys):
     assert "resume=True needs the run" in sentence(capsys, "train", "resume=True")
 

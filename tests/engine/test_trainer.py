@@ -7,6 +7,7 @@ import torch
 from engine_helpers import FAST, write_data
 from ultralytics.utils import LOGGER
 
+from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import load_any, load_model
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.teacher_student import TeacherStudentModel
@@ -207,6 +208,15 @@ def test_an_unreadable_image_is_skipped_by_name(tmp_path, monkeypatch):
     assert len(trainer.train_loader.dataset) == 7  # 8 written, 1 unreadable
     assert any("3.png" in text for text in warnings + infos)
     assert any("7 of 8: 1 COULD NOT BE USED" in text for text in infos)
+
+
+def test_a_run_is_repeated_from_its_args(data, teacher):
+    first = train(data, teacher=str(teacher), seed=3, gid_top_k=4)
+    assert main(["train", f"cfg={first.save_dir / 'args.yaml'}"]) == 0
+    runs = sorted(first.save_dir.parent.glob("train*"))
+    assert len(runs) == 2
+    weights = [load_model(run / "weights" / "best.pt")[0].state_dict() for run in runs]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 def test_data_without_boxes_is_refused(tmp_path):
