@@ -70,9 +70,9 @@ def roi_features(pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int
     Returns:
         (B, K, C, h, w).
     """
+    dtype = torch.promote_types(pyramid[0].dtype, torch.float32)  # half precision cannot hold a coordinate of 500 px
     crops = [
-        # fp32: half precision cannot hold a coordinate of 500 px
-        roi_align(feature.float(), rois.float(), size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
+        roi_align(feature.to(dtype), rois.to(dtype), size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
         for feature, rois, stride in zip(pyramid, plan.rois, strides, strict=True)
     ]
     return torch.cat(crops)[plan.restore].unflatten(0, plan.shape)

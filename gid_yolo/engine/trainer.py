@@ -105,11 +105,20 @@ class GIDTrainer(DetectionTrainer):
     def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> GIDDetectionModel:
         """Build a detector for the data's classes and load `weights` or the backbone's."""
         config = configured_model(cfg, vars(self.args))
-        model = GIDDetectionModel(
-            config, ch=self.data["channels"], nc=self.data["nc"], verbose=verbose, load_backbone=weights is None
-        )
+        channels, classes = self.data["channels"], self.data["nc"]
+        model = GIDDetectionModel(config, channels, classes, verbose, load_backbone=weights is None)
         if weights is not None:
             model.load(weights)
+            return model
+        source = model.detector.backbone.source
+        if not source.loaded and (config.get("freeze_bn") or config.get("frozen_stages")):
+            if self.args.freeze_bn or self.args.frozen_stages:
+                LOGGER.warning("freeze_bn or frozen_stages freezes random weights: they will never be trained.")
+                return model
+            LOGGER.warning("the yaml's freeze_bn and frozen_stages are off: the backbone's weights are random.")
+            config.update(freeze_bn=False, frozen_stages=0)
+            model = GIDDetectionModel(config, channels, classes, verbose=False)
+            model.detector.backbone.source = source
         return model
 
     def set_model_attributes(self) -> None:

@@ -97,4 +97,4 @@ def test_coco_equals_its_labels(coco_yaml: Path, caplog: pytest.LogCaptureFixtur
     assert crowd > 0
     assert written + crowd == len(source["annotations"])
     assert f"128 train images, {written} boxes in train, 80 classes; left out: {crowd} iscrowd" in caplog.text
-    assert yaml.safe_load(out.read_text())["val"] == str(root / "images/val")
+    assert yaml.safe_load(out.read_text())["val"] == str((root / "images/val").resolve())

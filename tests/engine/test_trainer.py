@@ -197,6 +197,16 @@ def test_frozen_stages_do_not_move(data):
     assert not any(torch.equal(now[k], seen[k]) for k in moving)
 
 
+def test_random_weights_are_not_frozen_by_the_yaml(data, monkeypatch):
+    monkeypatch.setattr("gid_yolo.detectors.backbone._reachable", lambda url: False)
+    trainer = GIDTrainer(overrides={**FAST, "model": "retina_mbv2", "data": str(data)})  # its yaml freezes
+    trainer.setup_model()
+    model = trainer.model
+    assert model.detector.backbone.source.failed
+    assert model.frozen_names == []
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
 def test_an_unreadable_image_is_skipped_by_name(tmp_path, monkeypatch):
     data = write_data(tmp_path / "broken")
     (tmp_path / "broken" / "images" / "train" / "3.png").write_bytes(b"not an image")
