@@ -68,6 +68,8 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
                 raise UserError("resume=True needs the run to go on with: add model=runs/.../weights/last.pt.")
             arguments["resume"] = str(model)
         model = arguments["resume"]
+    if mode != "train" and arguments.get("cfg"):
+        raise UserError(f"cfg={arguments['cfg']} is for gid-train: give gid-{mode} its arguments one by one.")
     if model is None and arguments.get("cfg"):
         model = read_cfg(arguments["cfg"]).get("model")
     if model is None:
@@ -76,7 +78,14 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
         model = "retina_nano"
     if mode == "predict" and arguments.get("source") is None:
         raise UserError("source= is missing: give an image, a folder or a video.")
-    return getattr(GID(model), mode)(**arguments)
+    loaded = GID(model)
+    if mode in {"val", "predict", "export"} and loaded.ckpt_path is None:
+        raise UserError(f"model={model} is untrained: gid-{mode} needs a checkpoint, e.g. runs/.../weights/best.pt.")
+    if mode == "predict":  # as `yolo predict`: results go to a folder, and a video does not pile up in memory
+        for _ in loaded.predict(**{"save": True, **arguments}, stream=True):
+            pass
+        return None
+    return getattr(loaded, mode)(**arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ultralytics.engine.model import Model
 from ultralytics.utils import SETTINGS
+from ultralytics.utils.torch_utils import parse_device, select_device
 
 from gid_yolo.cfg import load_yaml
 from gid_yolo.data.convert import prepare_data
@@ -91,9 +93,10 @@ class GID(Model):
             kwargs = {**read_cfg(cfg), **kwargs}
             kwargs.pop("model", None)  # this object is the model
         check_keys(kwargs)
+        check_device(kwargs.get("device"))
         if not kwargs.get("resume"):
             check_values(kwargs)
-            kwargs["data"] = str(resolve_data(kwargs.get("data")))
+            kwargs["data"] = str(resolve_data(kwargs.get("data") or self.overrides.get("data")))
             if kwargs.get("teacher") and kwargs.get("distill") != "none":
                 kwargs["teacher"] = str(resolve_teacher(kwargs["teacher"], kwargs["data"], kwargs))
         return super().train(trainer, **kwargs)
@@ -108,8 +111,20 @@ class GID(Model):
         kwargs = {"iou": DEFAULTS["iou"], "conf": DEFAULTS["conf"], **kwargs}
         from gid_yolo.export.evaluate import read_data  # it resolves data with the function below
 
+        check_values(kwargs)
+        check_device(kwargs.get("device"))
+        trained = isinstance(self.model, GIDDetectionModel)
         data = kwargs.get("data") or self.overrides.get("data")
-        kwargs["data"] = str(read_data(data, kwargs.get("split") or "val")[0])
+        if data is None and not trained:
+            raise UserError(f"data= is missing: say on which data {self.model_name} is to be validated.")
+        path, contents = read_data(data, kwargs.get("split") or "val")
+        kwargs["data"] = str(path)
+        own, others = (list(x.values()) for x in (self.model.names if trained else {}, contents["names"]))
+        if trained and own != others and not kwargs.get("single_cls"):
+            raise UserError(
+                f"model={self.model_name} knows the classes {_some(own)}, but data={path} has {_some(others)}: "
+                "validate on data with the same classes in the same order."
+            )
         made = (validator or self._smart_load("validator"))(
             args={**self.overrides, "rect": True, **kwargs, "mode": "val"}, _callbacks=self.callbacks
         )
@@ -120,8 +135,14 @@ class GID(Model):
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
         """Detect objects in images, folders or videos; `source` as Ultralytics takes it."""
         check_keys(kwargs)
+        check_values(kwargs)
+        check_device(kwargs.get("device"))
+        results = self._results(source, predictor, **{"iou": DEFAULTS["iou"], **kwargs})
+        return results if stream else list(results)
+
+    def _results(self, source: Any, predictor: Any, **kwargs: Any) -> Iterator[Any]:
         try:
-            return super().predict(source, stream, predictor, **{"iou": DEFAULTS["iou"], **kwargs})
+            yield from super().predict(source, True, predictor, **kwargs)
         except FileNotFoundError as error:
             raise UserError(f"source={source} cannot be read: {' '.join(str(error).split())}") from error
 
@@ -130,6 +151,7 @@ class GID(Model):
         self._check_is_pytorch_model()
         check_keys(kwargs)
         check_values(kwargs)
+        check_device(kwargs.get("device"))
         args = {"imgsz": self.model.args.get("imgsz", 640), "batch": 1, "device": None, "data": None}
         overrides = {**self.overrides, **args, "format": "onnx", **kwargs, "mode": "export"}
         return GIDExporter(overrides=overrides, _callbacks=self.callbacks)(model=self.model)
@@ -139,6 +161,25 @@ class GID(Model):
         from gid_yolo.export.benchmark import benchmark
 
         return benchmark(model=self.ckpt_path or self.model_name, **kwargs)
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        UserError: Ultralytics' reason, in one sentence.
+    """
+    if device is None:
+        return
+    try:
+        select_device(parse_device(device), verbose=False)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise UserError(f"device={device} cannot be used: {reason[:160]}") from error
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def read_cfg(path: str | Path) -> dict[str, Any]:

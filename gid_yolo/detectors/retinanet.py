@@ -123,7 +123,7 @@ class RetinaNet(Detector):
         self.focal_alpha, self.focal_gamma, self.box_beta = focal_alpha, focal_gamma, box_beta
         octaves = [2 ** (i / anchor_octaves) for i in range(anchor_octaves)]
         cells = [cell_anchors([anchor_scale * s * o for o in octaves], aspect_ratios) for s in self.strides]
-        # (L, A, 4); kept out of the checkpoint: the yaml says them, and half precision would round them
+        # (L, A, 4) whole numbers, which the half precision of checkpoints keeps; no part of the weights
         self.register_buffer("cells", torch.stack(cells), persistent=False)
         self.backbone = backbone
         self.neck = FPN(backbone.channels, fpn_channels, p6_from=p6_from)

@@ -52,7 +52,7 @@ def plan_rois(boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int]
     first = round(math.log2(strides[0]))
     level = (level.long() - first).clamp(0, len(strides) - 1)
     order = level.argsort(stable=True)
-    # roi_align takes one feature map a call, so the split by level must be known to the host: the one sync of the step
+    # roi_align takes one feature map a call, so the split by level must be known to the host: the one sync here
     counts = torch.bincount(level, minlength=len(strides)).tolist()
     rois = torch.cat([image[:, None], flat], dim=1)[order].split(counts)
     return RoIPlan(rois, restore=order.argsort(), shape=(batch, k))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,6 +62,19 @@ class CocoAccumulator:
             self.detections.append(
                 {"image_id": image, "category_id": int(label), "bbox": box.tolist(), "score": float(score)}
             )
+
+    @classmethod
+    def merged(cls, parts: Sequence[CocoAccumulator]) -> CocoAccumulator:
+        """All images of several accumulators, numbered anew."""
+        whole = cls()
+        for part in parts:
+            first = len(whole.images)
+            whole.images += [{"id": first + row["id"]} for row in part.images]
+            for row in part.annotations:
+                number = len(whole.annotations) + 1
+                whole.annotations.append({**row, "id": number, "image_id": first + row["image_id"]})
+            whole.detections += [{**row, "image_id": first + row["image_id"]} for row in part.detections]
+        return whole
 
     def columns(self, num_classes: int) -> dict[str, float]:
         """The ten columns in percent; -1 for a size range without objects, as in pycocotools."""

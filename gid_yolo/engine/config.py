@@ -20,9 +20,9 @@ DEFAULTS: dict[str, Any] = {**DEFAULT_CFG_DICT, **_FILE}
 _CHOICES = {"distill": ("gid", "none"), "gid_normalize": ("instance", "pixel"), "gid_reduction": ("mean", "sum")}
 _NOT_NEGATIVE = (
     *("gid_feature", "gid_relation", "gid_response", "gid_alpha", "gid_beta", "backbone_lr", "teacher_min_ap"),
-    *("gid_top_k", "teacher_sample"),
+    *("gid_iou", "ema_decay"),
 )
-_POSITIVE_INT = ("gid_roi_size", "gid_adapt_kernel")
+_POSITIVE_INT = ("gid_roi_size", "gid_adapt_kernel", "gid_top_k", "teacher_sample")
 MIN_IMGSZ = 64
 
 
@@ -70,11 +70,12 @@ def check_values(args: dict[str, Any]) -> None:
             raise UserError(f"{key}={value} must be a whole number of at least 1.")
     if (args.get("gid_adapt_kernel") or 1) % 2 == 0:
         raise UserError(f"gid_adapt_kernel={args['gid_adapt_kernel']} must be odd, so that crops keep their size.")
-    if not 0 <= (args.get("gid_iou") or 0) <= 1:
-        raise UserError(f"gid_iou={args['gid_iou']} must lie between 0 and 1.")
+    for key in ("gid_iou", "ema_decay"):
+        if (args.get(key) or 0) > 1:
+            raise UserError(f"{key}={args[key]} must lie between 0 and 1.")
     sizes = args.get("imgsz") or []
     for size in sizes if isinstance(sizes, list | tuple) else [sizes]:
-        if not isinstance(size, int) or size < MIN_IMGSZ:
+        if not isinstance(size, int | float) or size < MIN_IMGSZ:
             raise UserError(
                 f"imgsz={args['imgsz']} is too small for a pyramid of strides 8 to 128: use at least {MIN_IMGSZ}."
             )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ultralytics.cfg import _handle_deprecation
 from ultralytics.engine.exporter import Exporter
 from ultralytics.utils import DEFAULT_CFG, LOGGER
 
@@ -22,7 +23,7 @@ class GIDExporter(Exporter):
     """
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
-        overrides = ultralytics_args(overrides or {})
+        overrides = _handle_deprecation(ultralytics_args(overrides or {}))  # half= and int8= become quantize=
         if str(overrides.get("format", "onnx")).lower() != "onnx":
             raise UserError(f"format={overrides['format']} is not supported: gid-yolo exports format=onnx.")
         if overrides.get("nms"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -160,6 +161,8 @@ def teacher_columns(trainer: GIDTrainer, model: TeacherStudentModel) -> tuple[di
                 accumulator.add(*(x.float().cpu().numpy() for x in arrays))
             if len(accumulator.images) >= trainer.args.teacher_sample:
                 break
+    if hasattr(trainer.test_loader, "reset"):
+        trainer.test_loader.reset()  # its workers would go on in the middle of the set
     return accumulator.columns(model.student_model.nc), len(accumulator.images)
 
 
@@ -180,7 +183,7 @@ def first_step(trainer: GIDTrainer) -> None:
     LOGGER.info("\nFirst step (gradients at the student's pyramid)\n" + "\n".join(lines) + "\n")
     for name in model.term_names:
         value, grad = probe.get(name, (0.0, 0.0))
-        if value == 0 or grad == 0:
+        if value == 0 or grad == 0 or not math.isfinite(value + grad):
             raise UserError(
                 f"{name} is on but its value is {value:g} and its gradient {grad:g} in the first step: "
                 "teacher and student may be the same model, or no general instance was found."

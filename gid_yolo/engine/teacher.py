@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from ultralytics.utils import LOGGER, SETTINGS, YAML
 
-from gid_yolo.cfg import model_names
+from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError
@@ -73,7 +73,8 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
         load_model(local, "teacher")
         return local.resolve()
     if found := find_finished_run(name, data, args.get("project")):
-        LOGGER.info(f"teacher={name}: found a finished run on the same data, {found}")
+        ap = load_yaml(found.parents[1] / "coco_metrics.json").get("mAP")  # JSON is yaml
+        LOGGER.info(f"teacher={name}: found a finished run on the same data (mAP {ap}), {found}")
         return found
     return train_teacher(name, data, args)
 
@@ -92,7 +93,8 @@ def find_finished_run(name: str, data: str | Path, project: str | Path | None = 
             continue
         args = YAML.load(file)
         same_data = args.get("data") and Path(args["data"]).resolve() == Path(data).resolve()
-        if args.get("model") == name and same_data and not args.get("teacher") and args.get("fraction") in (None, 1.0):
+        other = any(args.get(key) for key in ("teacher", "backbone", "single_cls", "classes"))  # another model or data
+        if args.get("model") == name and same_data and not other and args.get("fraction") in (None, 1.0):
             runs.append((best.stat().st_mtime, best))
     return max(runs)[1].resolve() if runs else None
 

@@ -52,6 +52,16 @@ class GIDTrainer(DetectionTrainer):
         except (TypeError, ValueError) as error:
             raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
         super().__init__(defaults, overrides, _callbacks)
+        if RANK in {-1, 0} and not self.resume:  # its presence says that a run is finished
+            (self.save_dir / "coco_metrics.json").unlink(missing_ok=True)
+        if self.distilling and self.batch_size < 1:
+            raise UserError(f"batch={self.batch_size} cannot be found automatically with a teacher: give a number.")
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Ultralytics' check; besides, `teacher=` may name the file's new place (its fingerprint is compared)."""
+        super().check_resume(overrides)
+        if self.resume and overrides.get("teacher"):
+            self.args.teacher = overrides["teacher"]
 
     # Data -------------------------------------------------------------------------------------------------------------
 
@@ -75,7 +85,8 @@ class GIDTrainer(DetectionTrainer):
     @property
     def distilling(self) -> bool:
         """True where a teacher is given and not turned off."""
-        return bool(self.args.teacher) and self.args.distill != "none"
+        teacher = getattr(self.args, "teacher", None)  # a finished run's checkpoint has lost our arguments
+        return bool(teacher) and self.args.distill != "none"
 
     def setup_model(self) -> dict[str, Any] | None:
         """Build the student, from the checkpoint where one is given or resumed.
@@ -92,6 +103,8 @@ class GIDTrainer(DetectionTrainer):
                 self.adaptation_state = weights.projector.state_dict()
                 weights = weights.student_model
             cfg = weights.yaml
+            if self.resume and ckpt.get("optimizer") is None:
+                raise UserError(f"resume={self.model} is a finished run, there is nothing to resume: start a new one.")
             if self.resume:
                 self.model_record = weights.record
         if not self.resume:
@@ -127,9 +140,7 @@ class GIDTrainer(DetectionTrainer):
         if self.device.type == "cpu":  # Ultralytics does this on CUDA only; here it saves a quarter of a step
             student.to(memory_format=torch.channels_last)
         super().set_model_attributes()
-        if isinstance(self.args.freeze, int):
-            raise UserError(f"freeze={self.args.freeze} counts YOLO layers: name parts, e.g. freeze=[0.backbone].")
-        self.args.freeze = sorted({*(self.args.freeze or []), *student.frozen_names}) or None
+        self.args.freeze = sorted({*_freeze_names(self.args.freeze, student), *student.frozen_names}) or None
         student.record = self._record(student)
         if self.distilling:
             self.model = self._with_teacher(student)
@@ -208,6 +219,11 @@ class GIDTrainer(DetectionTrainer):
         super()._load_checkpoint_state(ckpt)  # builds a new EMA
         self._fit_ema()
 
+    def _setup_scheduler(self) -> None:
+        super()._setup_scheduler()
+        if self.ema:  # with time=, Ultralytics corrects the number of epochs as it goes
+            self._fit_ema()
+
     def _fit_ema(self) -> None:
         """Fit the EMA to the run: Ultralytics' ramp is meant for tens of thousands of steps.
 
@@ -243,6 +259,26 @@ class _Decay:
 
     def __call__(self, x: int) -> float:
         return self.decay * (1 - math.exp(-x / self.tau))
+
+
+def _freeze_names(freeze: Any, student: GIDDetectionModel) -> list[str]:
+    """Names of parts from `freeze=`, which the command line passes as text.
+
+    Raises:
+        UserError: A number, which would count YOLO layers, or a part that the model does not have.
+    """
+    if not freeze and freeze != 0:
+        return []
+    names = freeze.strip("[]").split(",") if isinstance(freeze, str) else freeze
+    names = [
+        n.strip(" '\"") if isinstance(n, str) else n for n in (names if isinstance(names, list | tuple) else [names])
+    ]
+    for name in names:
+        if not isinstance(name, str) or name.isdigit():
+            raise UserError(f"freeze={freeze} counts YOLO layers: name parts, e.g. freeze=0.backbone.")
+        if not any(f"model.{name}." in key for key, _ in student.named_parameters()):
+            raise UserError(f"freeze={freeze}: there is no part '{name}'; e.g. 0.backbone, 0.neck, 0.head.")
+    return names
 
 
 def _model_settings(model: Any) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from torch import distributed as dist
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.utils import LOGGER, ops
+from ultralytics.utils import LOGGER, RANK, ops
 
 from gid_yolo.engine.coco_eval import CocoAccumulator, format_row
 from gid_yolo.engine.config import ultralytics_args
@@ -43,6 +44,15 @@ class GIDValidator(DetectionValidator):
             )
             arrays = (boxes, truth["cls"], found["bboxes"], found["conf"], found["cls"])
             self.coco.add(*(x.float().cpu().numpy() for x in arrays))
+
+    def gather_stats(self) -> None:
+        """Bring the images of all processes to the first one."""
+        super().gather_stats()
+        if RANK != -1 and not self.training:
+            parts: list[Any] | None = [None] * dist.get_world_size() if RANK == 0 else None
+            dist.gather_object(self.coco, parts, dst=0)
+            if parts:
+                self.coco = CocoAccumulator.merged(parts)
 
     def print_results(self) -> None:
         """Ultralytics' table, then the ten columns as one row, saved as `coco_metrics.json`."""

@@ -29,8 +29,8 @@ class RawPredictions:
 
     @property
     def scores(self) -> Tensor:
-        """(B, R, C) class probabilities in [0, 1]."""
-        return self.logits.sigmoid()
+        """(B, R, C) class probabilities in [0, 1], in at least float32: half precision would tie many of them."""
+        return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32)).sigmoid()
 
     @property
     def boxes(self) -> Tensor:

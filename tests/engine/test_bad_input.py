@@ -37,7 +37,12 @@ def test_a_word_that_is_no_argument(capsys):
     ("word", "says"),
     [
         ("distill=kd", "distill=kd is unknown: choose from gid, none"),
-        ("gid_top_k=-1", "gid_top_k=-1 must be a number that is not negative"),
+        ("gid_top_k=0", "gid_top_k=0 must be a whole number of at least 1"),
+        ("gid_top_k=2.5", "gid_top_k=2.5 must be a whole number"),
+        ("gid_iou=abc", "gid_iou=abc must be a number"),
+        ("ema_decay=2", "ema_decay=2 must lie between 0 and 1"),
+        ("device=0", "device=0"),
+        ("freeze=nosuch", "there is no part 'nosuch'"),
         ("gid_feature=much", "gid_feature=much must be a number"),
         ("gid_iou=3", "gid_iou=3 must lie between 0 and 1"),
         ("gid_adapt_kernel=2", "must be odd"),
@@ -143,6 +148,40 @@ def test_cfg_file_that_is_missing_or_no_yaml(capsys, tmp_path):
 def test_a_split_that_the_data_lacks(capsys, data, teacher):
     text = sentence(capsys, "val", f"model={teacher}", f"data={data}", "split=test", "imgsz=64")
     assert "split=test" in text
+
+
+def test_resuming_a_finished_run(capsys, teacher):
+    text = sentence(capsys, "train", "resume=True", f"model={teacher}")
+    assert "finished run" in text
+
+
+def test_cfg_outside_training(capsys, teacher):
+    assert "cfg=a.yaml is for gid-train" in sentence(capsys, "val", f"model={teacher}", "cfg=a.yaml")
+
+
+@pytest.mark.parametrize("mode", ["val", "export", "predict"])
+def test_an_untrained_model(capsys, mode):
+    assert "is untrained" in sentence(capsys, mode, "model=retina_nano", "source=x.png")
+
+
+@pytest.mark.parametrize("word", ["half=True", "int8=True", "quantize=16"])
+def test_export_of_less_than_fp32(capsys, teacher, word):
+    assert "gid-yolo exports FP32" in sentence(capsys, "export", f"model={teacher}", word, "imgsz=64")
+
+
+def test_validation_on_other_classes(capsys, tmp_path, teacher):
+    data = write_data(tmp_path / "swapped", names=("b", "a"))
+    text = sentence(capsys, "val", f"model={teacher}", f"data={data}", "imgsz=64")
+    assert "knows the classes a, b" in text
+    assert "imgsz=32 is too small" in sentence(capsys, "val", f"model={teacher}", f"data={data}", "imgsz=32")
+
+
+def test_predictions_are_saved(teacher, data, tmp_path):
+    source = data.parent / "images" / "val"
+    assert (
+        main(["predict", f"model={teacher}", f"source={source}", "imgsz=64", f"project={tmp_path}", "name=pred"]) == 0
+    )
+    assert len(list((tmp_path / "pred").iterdir())) == 4
 
 
 def test_resume_without_a_run(capsys):

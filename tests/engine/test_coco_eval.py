@@ -54,6 +54,15 @@ def test_columns_equal_pycocotools_on_the_same_json(tmp_path):
     assert len({round(v, 6) for v in expected}) == len(COLUMNS)  # so that a mixed-up column would show
 
 
+def test_accumulators_of_two_processes_merge_to_that_of_one():
+    images = list(random_images(np.random.default_rng(5)))
+    one, first, second = CocoAccumulator(), CocoAccumulator(), CocoAccumulator()
+    for i, image in enumerate(images):
+        one.add(*image)
+        (first if i < 5 else second).add(*image)
+    assert CocoAccumulator.merged([first, second]) == one
+
+
 def test_perfect_detections_and_absent_sizes():
     accumulator = CocoAccumulator()
     box = np.array([[10.0, 10, 60, 60]])  # 2500 px², medium
