@@ -1,5 +1,6 @@
 """Type-check the package as a user gets it: build a wheel, unpack it, run mypy on what is inside."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,13 +30,8 @@ def main() -> int:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
         command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "gid_yolo"]
-        return subprocess.run(command, cwd=folder, env={**_environment(), "MYPYPATH": folder}, check=False).returncode
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
+        environment = {**os.environ, "MYPYPATH": folder, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
+        return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":
