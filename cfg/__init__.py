@@ -20,7 +20,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a yaml file: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not a yaml file: {' '.join(str(error).split())}.") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold 'key: value' lines, but holds {type(data).__name__}.")
     return data

@@ -23,7 +23,7 @@ from ultralytics.utils.torch_utils import get_cpu_info, get_flops, get_gpu_info
 from gid_yolo._version import __version__
 from gid_yolo.engine.checkpoint import fingerprint, load_model
 from gid_yolo.engine.config import DEFAULTS, check_values
-from gid_yolo.errors import UserError
+from gid_yolo.errors import UserError, some
 from gid_yolo.export.budget import budget_notes, distilled
 from gid_yolo.export.chart import write_png
 from gid_yolo.export.evaluate import STRIDE, batches_of, open_split, read_data
@@ -167,13 +167,9 @@ def _check_classes(contender: Contender, names: dict[int, str], data: Path) -> N
     own, others = list(contender.model.names.values()), list(names.values())
     if own != others:
         raise UserError(
-            f"{contender.role}={contender.path} knows {len(own)} classes ({_some(own)}), but data={data} has "
-            f"{len(others)} ({_some(others)}): compare models that were trained on the classes of the data."
+            f"{contender.role}={contender.path} knows {len(own)} classes ({some(own)}), but data={data} has "
+            f"{len(others)} ({some(others)}): compare models that were trained on the classes of the data."
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _row(contender: Contender, imgsz: list[int]) -> Row:

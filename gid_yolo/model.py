@@ -21,7 +21,7 @@ from gid_yolo.engine.predictor import GIDPredictor
 from gid_yolo.engine.teacher import resolve_teacher
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.validator import GIDValidator
-from gid_yolo.errors import UserError
+from gid_yolo.errors import UserError, some
 
 
 class GID(Model):
@@ -122,7 +122,7 @@ class GID(Model):
         own, others = (list(x.values()) for x in (self.model.names if trained else {}, contents["names"]))
         if trained and own != others and not kwargs.get("single_cls"):
             raise UserError(
-                f"model={self.model_name} knows the classes {_some(own)}, but data={path} has {_some(others)}: "
+                f"model={self.model_name} knows the classes {some(own)}, but data={path} has {some(others)}: "
                 "validate on data with the same classes in the same order."
             )
         made = (validator or self._smart_load("validator"))(
@@ -176,10 +176,6 @@ def check_device(device: Any) -> None:
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise UserError(f"device={device} cannot be used: {reason[:160]}") from error
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def read_cfg(path: str | Path) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from gid_yolo.cfg import load_yaml
 from gid_yolo.data.cache import DATA_YAML, cache_dir, write_once
 from gid_yolo.errors import UserError
 
@@ -87,7 +87,10 @@ def prepare_data(data: str | Path) -> Path:
         raise UserError(f"data={data} does not exist: give the path of a data yaml, or leave data= out.")
     if path.suffix.lower() not in {".yaml", ".yml"}:
         raise UserError(f"data={data} is not a data yaml: give a .yaml file, or a folder in PASCAL VOC's layout.")
-    contents = read_yaml(path)
+    try:
+        contents = load_yaml(path)
+    except ValueError as error:
+        raise UserError(f"data={error}") from error
     if missing := [split for split in ("train", "val") if not contents.get(split)]:
         raise UserError(f"data={data} has no '{missing[0]}:': say where the images of that split are.")
     if not any(isinstance(contents.get(split), dict) for split in SPLITS):
@@ -95,17 +98,6 @@ def prepare_data(data: str | Path) -> Path:
     from gid_yolo.data.coco import coco_sources, read_coco
 
     return _convert(path, [path, *coco_sources(path, contents)], lambda: read_coco(path, contents))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a yaml file that holds `key: value` lines, with the safe loader."""
-    try:
-        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"data={path} is not a yaml file: {' '.join(str(error).split())}.") from error
-    if not isinstance(contents, dict):
-        raise UserError(f"data={path} must hold 'key: value' lines (train, val, names), see Ultralytics' data sets.")
-    return contents
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -57,6 +57,12 @@ class RetinaNetHead(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if norm is not None:
+            # The norm undoes the weights' scale, so that scale only sets how far a step turns a filter: at the std of
+            # 0.01 that un-normalised towers need, Adam's steps are as large as the weights
+            for module in [*self.cls_tower, *self.reg_tower]:
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         bias = torch.full((num_anchors * num_classes,), -math.log((1 - prior) / prior))
         self.cls_logits.bias = nn.Parameter(bias)
 

@@ -13,7 +13,7 @@ from ultralytics.utils import LOGGER, SETTINGS, YAML
 from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.detection_model import GIDDetectionModel
-from gid_yolo.errors import UserError
+from gid_yolo.errors import UserError, some
 
 
 def loaded_share(teacher: GIDDetectionModel) -> tuple[int, int]:
@@ -37,14 +37,10 @@ def map_classes(teacher: dict[int, str], student: dict[int, str]) -> Tensor | No
     index = {name.strip().lower(): i for i, name in teacher.items()}
     if missing := [name for name in student.values() if name.strip().lower() not in index]:
         raise UserError(
-            f"the teacher knows {len(teacher)} classes ({_some(list(teacher.values()))}) but not {_some(missing)} of "
+            f"the teacher knows {len(teacher)} classes ({some(teacher.values())}) but not {some(missing)} of "
             f"the data's {len(student)}: use a teacher trained on these classes, or rename them in the data yaml."
         )
     return torch.tensor([index[name.strip().lower()] for name in student.values()])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any]) -> Path:

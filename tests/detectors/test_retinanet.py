@@ -96,6 +96,16 @@ def test_initial_probability_is_the_prior(model: str, prior: float) -> None:
     assert prior * math.exp(-sigma) < scores.mean().item() < prior * math.exp(sigma)
 
 
+def test_towers_before_a_norm_keep_the_scale_of_their_input() -> None:
+    # He's initialisation: std = sqrt(2 / fan_in) with fan_in = 9 * channels; without a norm the paper's 0.01.
+    for norm, std in (("gn", math.sqrt(2 / (9 * 64))), (None, 0.01)):
+        head = build_detector("retina_nano", CLASSES, head_norm=norm).head
+        for module in (*head.cls_tower, *head.reg_tower):
+            if isinstance(module, torch.nn.Conv2d):
+                # 9 * 64 * 64 = 36864 draws: the deviation of their std is std / sqrt(2 * 36864), 0.4 %
+                assert module.weight.std().item() == pytest.approx(std, rel=0.02)
+
+
 def make_objects(counts: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     boxes = [random_boxes((n,), image=(96.0, 160.0), smallest=8.0, largest=90.0) for n in counts]
     return [(b, torch.randint(0, CLASSES, (len(b),))) for b in boxes]
