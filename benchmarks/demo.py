@@ -39,8 +39,8 @@ def finish(process: subprocess.Popen, log: Path) -> None:
 def main() -> None:
     """Train, export, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=11, help="epochs of both students")
-    parser.add_argument("--teacher-epochs", type=int, default=11)
+    parser.add_argument("--epochs", type=int, default=9, help="epochs of both students")
+    parser.add_argument("--teacher-epochs", type=int, default=9)
     options = parser.parse_args()
     began = time.time()
     runs = RUNS.resolve()
