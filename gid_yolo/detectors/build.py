@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from gid_yolo.detectors.detector import Detector
 from gid_yolo.detectors.retinanet import RetinaNet
 from gid_yolo.errors import UserError
 
-BUILDERS: dict[str, Callable[..., Detector]] = {"retinanet": RetinaNet}
+BUILDERS: dict[str, type[Detector]] = {"retinanet": RetinaNet}
 
 
 def model_config(model: str | Path | dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +77,8 @@ def build_detector(
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
         raise UserError(f"a detector needs at least one class, but num_classes is {classes!r}.")
     try:
-        return BUILDERS[config["detector"]](TimmBackbone(weights=pretrained, **backbone), classes, **settings)
+        kind = BUILDERS[config["detector"]]
+        return kind(TimmBackbone(weights=pretrained, strides=kind.backbone_strides, **backbone), classes, **settings)
     except TypeError as error:  # an unknown keyword: Python's message names it
         raise UserError(f"a setting of {config.get('yaml_file', 'the model')} does not fit: {error}") from error
     except ValueError as error:

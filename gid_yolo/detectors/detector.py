@@ -16,6 +16,8 @@ class Detector(nn.Module, ABC):
 
     Attributes:
         family: Kind of detector; only models of one kind can distil into each other.
+        backbone_strides: Pixels per cell of each map the backbone gives to the pyramid.
+        end2end: True where `detections` are final, (B, N, 6); else NMS is left to the caller.
         strides: Pixels per cell of each pyramid level.
         backbone: The bottom-up network.
         fpn_channels: Channels of every pyramid level.
@@ -23,7 +25,9 @@ class Detector(nn.Module, ABC):
     """
 
     family: ClassVar[str]
-    strides: ClassVar[tuple[int, ...]]
+    backbone_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    end2end: ClassVar[bool] = False
+    strides: tuple[int, ...]
     backbone: TimmBackbone
     fpn_channels: int
     num_classes: int
@@ -33,16 +37,25 @@ class Detector(nn.Module, ABC):
         """Map (B, 3, H, W) RGB images in [0, 1] to the pyramid and the raw predictions."""
 
     @abstractmethod
-    def detections(self, raw: RawPredictions, height: int | Tensor, width: int | Tensor) -> Tensor:
-        """Detections in Ultralytics' layout from raw predictions on images of the given size."""
+    def detections(
+        self, features: list[Tensor], raw: RawPredictions, height: int | Tensor, width: int | Tensor
+    ) -> Tensor:
+        """Detections in Ultralytics' layout from what `raw` gave on images of the given size.
+
+        Returns:
+            Of a dense head (B, 4 + C, R), xywh in pixels and class confidences. Of an `end2end` detector (B, N, 6),
+            xyxy in pixels, score and class, rows of score 0 where an image has fewer.
+        """
 
     def forward(self, images: Tensor) -> Tensor:
         """Detections of (B, 3, H, W) RGB images in [0, 1]: `detections` of what `raw` gives."""
-        return self.detections(self.raw(images)[1], *images.shape[-2:])
+        return self.detections(*self.raw(images), *images.shape[-2:])
 
     @abstractmethod
-    def loss(self, raw: RawPredictions, targets: Targets) -> dict[str, Tensor]:
-        """Named task losses, each a mean over images."""
+    def loss(
+        self, features: list[Tensor], raw: RawPredictions, targets: Targets, image_size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Named task losses from what `raw` gave on images of `image_size` (height, width), averaged over images."""
 
     # What response distillation needs to know of a detector (section 3.4): three pure functions.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,24 +11,14 @@ from torchvision.ops import sigmoid_focal_loss
 
 from gid_yolo.detectors.backbone import TimmBackbone
 from gid_yolo.detectors.detector import Detector
+from gid_yolo.detectors.head import initialise, per_location, prior_bias, tower
 from gid_yolo.detectors.neck import FPN
 from gid_yolo.ops.anchors import cell_anchors, grid_anchors
 from gid_yolo.ops.assign import IGNORED, match_anchors, positive_mask
 from gid_yolo.ops.boxes import decode_deltas, encode_deltas
 from gid_yolo.ops.decode import dense_detections
-from gid_yolo.ops.losses import box_regression_loss
+from gid_yolo.ops.losses import box_regression_loss, giou_loss
 from gid_yolo.ops.structures import RawPredictions, Targets
-
-
-def tower(channels: int, depth: int, norm: str | None) -> nn.Sequential:
-    """`depth` 3x3 convolutions with ReLU, and with GroupNorm between where `norm` is `gn`."""
-    layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm is None))
-        if norm == "gn":
-            layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
-        layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
 
 
 class RetinaNetHead(nn.Module):
@@ -52,30 +41,14 @@ class RetinaNetHead(nn.Module):
         self.cls_tower, self.reg_tower = tower(channels, num_convs, norm), tower(channels, num_convs, norm)
         self.cls_logits = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
         self.box_deltas = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        if norm is not None:
-            # The norm undoes the weights' scale, so that scale only sets how far a step turns a filter: at the std of
-            # 0.01 that un-normalised towers need, Adam's steps are as large as the weights
-            for module in [*self.cls_tower, *self.reg_tower]:
-                if isinstance(module, nn.Conv2d):
-                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        bias = torch.full((num_anchors * num_classes,), -math.log((1 - prior) / prior))
-        self.cls_logits.bias = nn.Parameter(bias)
+        initialise(self, norm, [self.cls_tower, self.reg_tower])
+        self.cls_logits.bias = prior_bias(num_anchors * num_classes, prior)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Map the pyramid to (B, R, C) logits and (B, R, 4) deltas, R in the order level, row, column, anchor."""
-        logits = [_per_anchor(self.cls_logits(self.cls_tower(x)), self.num_classes) for x in features]
-        deltas = [_per_anchor(self.box_deltas(self.reg_tower(x)), 4) for x in features]
+        logits = [per_location(self.cls_logits(self.cls_tower(x)), self.num_classes) for x in features]
+        deltas = [per_location(self.box_deltas(self.reg_tower(x)), 4) for x in features]
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
-
-
-def _per_anchor(x: Tensor, values: int) -> Tensor:
-    """(B, A * values, H, W) to (B, H * W * A, values)."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
 
 
 class RetinaNet(Detector):
@@ -85,17 +58,19 @@ class RetinaNet(Detector):
         backbone: The bottom-up network.
         num_classes: Classes C.
         fpn_channels: Width of the pyramid and of the towers.
-        p6_from: `p5` or `c5`.
+        p6_from: `p5` or `c5`, see `FPN`.
         num_convs: Convolutions of each tower.
         head_norm: None or `gn`.
         anchor_scale: Size of the smallest anchor over its level's stride (4 gives 32 px on P3, the paper's).
         anchor_octaves: Sizes per octave.
+        anchor_sizes: Sizes in pixels, a list for each level, in place of scale and octaves.
         aspect_ratios: Heights over widths.
         positive_iou: IoU from which an anchor is an object.
         negative_iou: IoU under which an anchor is background.
         focal_alpha: Weight of the object class.
         focal_gamma: Focusing parameter.
-        box_beta: Turning point of smooth L1 on the deltas; 0 is L1.
+        box_loss: `l1` (smooth L1 on the deltas) or `giou` (on the decoded boxes).
+        box_beta: Turning point of smooth L1; 0 is L1.
         prior: Class probability of every anchor at the start.
     """
 
@@ -114,11 +89,13 @@ class RetinaNet(Detector):
         head_norm: str | None = None,
         anchor_scale: float = 4.0,
         anchor_octaves: int = 3,
+        anchor_sizes: Sequence[Sequence[float]] | None = None,
         aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         positive_iou: float = 0.5,
         negative_iou: float = 0.4,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
+        box_loss: str = "l1",
         box_beta: float = 0.0,
         prior: float = 0.01,
     ) -> None:
@@ -126,9 +103,18 @@ class RetinaNet(Detector):
         self.num_classes = num_classes
         self.fpn_channels = fpn_channels
         self.positive_iou, self.negative_iou = positive_iou, negative_iou
-        self.focal_alpha, self.focal_gamma, self.box_beta = focal_alpha, focal_gamma, box_beta
-        octaves = [2 ** (i / anchor_octaves) for i in range(anchor_octaves)]
-        cells = [cell_anchors([anchor_scale * s * o for o in octaves], aspect_ratios) for s in self.strides]
+        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+        if box_loss not in {"l1", "giou"}:
+            raise ValueError(f"box_loss={box_loss} must be l1 or giou.")
+        self.box_loss, self.box_beta = box_loss, box_beta
+        if anchor_sizes is None:
+            octaves = [2 ** (i / anchor_octaves) for i in range(anchor_octaves)]
+            anchor_sizes = [[anchor_scale * stride * o for o in octaves] for stride in self.strides]
+        if len({len(sizes) for sizes in anchor_sizes}) != 1 or len(anchor_sizes) != len(self.strides):
+            raise ValueError(
+                f"anchor_sizes={anchor_sizes} must give {len(self.strides)} levels the same number of sizes."
+            )
+        cells = [cell_anchors(sizes, aspect_ratios) for sizes in anchor_sizes]
         # (L, A, 4) whole numbers, which the half precision of checkpoints keeps; no part of the weights
         self.register_buffer("cells", torch.stack(cells), persistent=False)
         self.backbone = backbone
@@ -143,11 +129,15 @@ class RetinaNet(Detector):
         logits, deltas = self.head(features)
         return features, RawPredictions(logits, deltas, grid_anchors(self.cells, features, self.strides), decode_deltas)
 
-    def detections(self, raw: RawPredictions, height: int | Tensor, width: int | Tensor) -> Tensor:
+    def detections(
+        self, features: list[Tensor], raw: RawPredictions, height: int | Tensor, width: int | Tensor
+    ) -> Tensor:
         """Detections (B, 4 + C, R): xywh in pixels and class probabilities, NMS left to the caller."""
         return dense_detections(raw, height, width)
 
-    def loss(self, raw: RawPredictions, targets: Targets) -> dict[str, Tensor]:
+    def loss(
+        self, features: list[Tensor], raw: RawPredictions, targets: Targets, image_size: tuple[int, int]
+    ) -> dict[str, Tensor]:
         """Task losses, each a mean over images of the sum over anchors divided by the image's positives (at least 1).
 
         Returns:
@@ -158,15 +148,17 @@ class RetinaNet(Detector):
         )  # (B, R)
         positive = matched >= 0
         count = positive.sum(1).clamp(min=1)  # (B,)
-        labels, boxes = _gather_targets(targets, matched)  # (B, R), (B, R, 4)
+        labels, boxes = targets.gather(matched)  # (B, R), (B, R, 4)
 
         logits = raw.logits.float()
         one_hot = F.one_hot(labels, self.num_classes).to(logits) * positive[..., None]  # (B, R, C)
         focal = sigmoid_focal_loss(logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma)  # (B, R, C)
         cls_loss = (focal.sum(-1).where(matched != IGNORED, 0.0).sum(1) / count).mean()
 
-        deltas = encode_deltas(boxes, raw.priors)
-        box = box_regression_loss(raw.regression, deltas, beta=self.box_beta)  # (B, R)
+        if self.box_loss == "giou":
+            box = giou_loss(raw.boxes, boxes)  # (B, R)
+        else:
+            box = box_regression_loss(raw.regression, encode_deltas(boxes, raw.priors), beta=self.box_beta)  # (B, R)
         box_loss = (box.where(positive, 0.0).sum(1) / count).mean()
         return {"cls_loss": cls_loss, "box_loss": box_loss}
 
@@ -180,14 +172,7 @@ class RetinaNet(Detector):
         return F.binary_cross_entropy_with_logits(student.logits.float(), target, reduction="none").sum(-1)
 
     def response_reg_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
-        """(B, R) the task's box loss between the two models' deltas."""
+        """(B, R) the task's box loss between the two models."""
+        if self.box_loss == "giou":
+            return giou_loss(student.boxes, teacher.boxes)
         return box_regression_loss(student.regression, teacher.regression, beta=self.box_beta)
-
-
-def _gather_targets(targets: Targets, matched: Tensor) -> tuple[Tensor, Tensor]:
-    """Label and box each anchor is matched to, (B, R) and (B, R, 4); arbitrary but finite where unmatched."""
-    if targets.boxes.shape[1] == 0:  # no object in the whole batch
-        return matched.new_zeros(matched.shape), targets.boxes.new_zeros(*matched.shape, 4)
-    index = matched.clamp(min=0)
-    labels = targets.labels.gather(1, index)
-    return labels, targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))

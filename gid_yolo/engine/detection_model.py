@@ -85,7 +85,7 @@ class GIDDetectionModel(DetectionModel):
         if torch.jit.is_tracing():
             return self.detector(x)
         features, raw = self.raw(x)
-        return self.detector.detections(raw, *x.shape[-2:]), (features, raw)
+        return self.detector.detections(features, raw, *x.shape[-2:]), (features, raw)
 
     def _predict_augment(self, x: Tensor) -> Any:
         LOGGER.warning("augment=True is not available for this model: predicting at one scale.")
@@ -102,7 +102,7 @@ class GIDDetectionModel(DetectionModel):
             loss; and the unscaled named parts.
         """
         outputs = self.raw(batch["img"]) if preds is None else raw_outputs(preds)
-        parts = self.detector.loss(outputs[1], batch_targets(batch))
+        parts = self.detector.loss(*outputs, batch_targets(batch), tuple(batch["img"].shape[-2:]))
         total = torch.stack(list(parts.values())).sum() * self.loss_scale(batch)
         return total, {name: value.detach() for name, value in parts.items()}
 

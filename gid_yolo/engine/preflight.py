@@ -142,21 +142,27 @@ def _mapping(teacher: GIDDetectionModel, student: GIDDetectionModel, index: list
 def teacher_columns(trainer: GIDTrainer, model: TeacherStudentModel) -> tuple[dict[str, float], int]:
     """The paper's ten columns of the teacher on the first `teacher_sample` validation images, and their number."""
     accumulator, validator, device = CocoAccumulator(), trainer.validator, trainer.device
-    validator.device, validator.end2end = device, False
+    teacher = model.teacher_model.detector
+    validator.device, validator.end2end = device, teacher.end2end
+    student_class = torch.arange(teacher.num_classes, device=device)  # of each of the teacher's; -1 where it has none
+    if model.class_index is not None:
+        student_class = student_class.new_full((teacher.num_classes,), -1)
+        student_class[model.class_index] = torch.arange(len(model.class_index), device=device)
     with torch.random.fork_rng():  # a distilled run must draw the same numbers as a plain one
         for batch in trainer.test_loader:
             batch = validator.preprocess(batch)
-            raw = model.teacher_model.raw(batch["img"].float())[1].select_classes(model.class_index)
-            found = validator.postprocess(model.student_model.detector.detections(raw, *batch["img"].shape[-2:]))
+            found = validator.postprocess(teacher(batch["img"].float()))
             for i, pred in enumerate(found):
+                labels = student_class[pred["cls"].long()]
+                known = labels >= 0
                 truth = validator._prepare_batch(i, batch)
                 shape = truth["imgsz"], truth["ori_shape"], truth["ratio_pad"]
                 arrays = (
                     ops.scale_boxes(shape[0], truth["bboxes"].clone(), shape[1], ratio_pad=shape[2]),
                     truth["cls"],
-                    ops.scale_boxes(shape[0], pred["bboxes"].clone(), shape[1], ratio_pad=shape[2]),
-                    pred["conf"],
-                    pred["cls"],
+                    ops.scale_boxes(shape[0], pred["bboxes"][known].clone(), shape[1], ratio_pad=shape[2]),
+                    pred["conf"][known],
+                    labels[known],
                 )
                 accumulator.add(*(x.float().cpu().numpy() for x in arrays))
             if len(accumulator.images) >= trainer.args.teacher_sample:

@@ -81,7 +81,8 @@ class TeacherStudentModel(DistillationModel):
             loss, items = student.loss(batch, preds)
             return loss, {**items, **{name: loss.new_zeros(()) for name in self.term_names}}
         features, raw = raw_outputs(preds)
-        parts = student.detector.loss(raw, batch_targets(batch))
+        image_size = tuple(batch["img"].shape[-2:])
+        parts = student.detector.loss(features, raw, batch_targets(batch), image_size)
         with torch.no_grad():
             teacher_features, teacher_raw = self.teacher_model.raw(batch["img"])
         terms, self.instances = self.projector(
@@ -91,7 +92,7 @@ class TeacherStudentModel(DistillationModel):
             raw,
             functions=student.detector,
             strides=student.detector.strides,
-            image_size=tuple(batch["img"].shape[-2:]),
+            image_size=image_size,
         )
         if self.probe is not None:
             self.probe = probe_terms({"task": torch.stack(list(parts.values())).sum(), **terms}, features)

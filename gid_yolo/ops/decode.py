@@ -25,7 +25,7 @@ def dense_detections(raw: RawPredictions, height: int | Tensor, width: int | Ten
         width: Likewise.
 
     Returns:
-        (B, 4 + C, R): centre x, centre y, width, height in input pixels, then the class probabilities.
+        (B, 4 + C, R): centre x, centre y, width, height in input pixels, then the confidences of the classes.
     """
     boxes = clip_boxes(raw.boxes, height, width)
-    return torch.cat([xyxy_to_xywh(boxes), raw.scores.to(boxes.dtype)], dim=-1).transpose(1, 2)
+    return torch.cat([xyxy_to_xywh(boxes), raw.confidences.to(boxes.dtype)], dim=-1).transpose(1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
 
 
 def box_regression_loss(prediction: Tensor, target: Tensor, *, beta: float) -> Tensor:
@@ -12,6 +13,11 @@ def box_regression_loss(prediction: Tensor, target: Tensor, *, beta: float) -> T
     if beta == 0:
         return (prediction - target).abs().sum(-1)
     return F.smooth_l1_loss(prediction, target, beta=beta, reduction="none").sum(-1)
+
+
+def giou_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - generalised IoU (Rezatofighi et al. 2019) of two (..., 4) of xyxy boxes, (...) in fp32, in [0, 2]."""
+    return generalized_box_iou_loss(prediction.float(), target.float())
 
 
 def mean_over_images(per_element: Tensor, weight: Tensor) -> Tensor:

@@ -20,17 +20,26 @@ class RawPredictions:
         regression: (B, R, 4) box regression in the detector's own coding.
         priors: (R, 4) xyxy anchors in input pixels, the same for every image of the batch.
         decoder: Maps (regression, priors) to (B, R, 4) xyxy boxes in input pixels.
+        centerness: (B, R) logits of FCOS' centre-ness; None for other detectors.
     """
 
     logits: Tensor
     regression: Tensor
     priors: Tensor
     decoder: BoxDecoder
+    centerness: Tensor | None = None
 
     @property
     def scores(self) -> Tensor:
         """(B, R, C) class probabilities in [0, 1], in at least float32: half precision would tie many of them."""
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32)).sigmoid()
+
+    @property
+    def confidences(self) -> Tensor:
+        """(B, R, C) what detections are ranked by: the scores, or sqrt(score * centre-ness) where there is one."""
+        if self.centerness is None:
+            return self.scores
+        return (self.scores * self.centerness.to(self.scores.dtype).sigmoid()[..., None]).sqrt()
 
     @property
     def boxes(self) -> Tensor:
@@ -39,11 +48,17 @@ class RawPredictions:
 
     def detach(self) -> RawPredictions:
         """The same predictions without a graph."""
-        return replace(self, logits=self.logits.detach(), regression=self.regression.detach())
+        centerness = None if self.centerness is None else self.centerness.detach()
+        return replace(self, logits=self.logits.detach(), regression=self.regression.detach(), centerness=centerness)
 
     def select_classes(self, index: Tensor | None) -> RawPredictions:
-        """The predictions for the classes in `index` (C',), in its order; all of them where `index` is None."""
-        return self if index is None else replace(self, logits=self.logits.index_select(-1, index))
+        """The predictions for the classes in `index` (C',), in its order; all of them where `index` is None.
+
+        A single class, which may be an RPN's objectness, is left alone: there is nothing to select.
+        """
+        if index is None or self.logits.shape[-1] == 1:
+            return self
+        return replace(self, logits=self.logits.index_select(-1, index))
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,13 @@ class Targets:
         padded_labels[image, slot] = labels[order].long()
         valid[image, slot] = True
         return cls(padded_boxes, padded_labels, valid)
+
+    def gather(self, matched: Tensor) -> tuple[Tensor, Tensor]:
+        """Label (B, R) and box (B, R, 4) at the index `matched` (B, R) into M; finite but arbitrary where negative."""
+        if self.boxes.shape[1] == 0:  # no object in the whole batch
+            return torch.zeros_like(matched), self.boxes.new_zeros(*matched.shape, 4)
+        index = matched.clamp(min=0)
+        return self.labels.gather(1, index), self.boxes.gather(1, index[..., None].expand(-1, -1, 4))
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def make_raw(nano: RetinaNet, batch: int, dtype: torch.dtype = torch.float32) ->
 @pytest.mark.parametrize("counts", [[3], [4, 0, 9], [1, 2, 30, 1], [0, 0], [0]])
 def test_loss_equals_torchvision(nano: RetinaNet, counts: list[int]) -> None:
     objects, raw = make_objects(counts), make_raw(nano, len(counts))
-    losses = nano.loss(raw, to_targets(objects))
+    losses = nano.loss([], raw, to_targets(objects), (96, 160))
     gradients = torch.autograd.grad(sum(losses.values()), [raw.logits, raw.regression])
 
     logits, deltas = (x.detach().requires_grad_() for x in (raw.logits, raw.regression))
@@ -159,18 +159,20 @@ def test_smooth_l1_box_loss_equals_the_loop() -> None:
                     sum(smooth_l1(p, t, beta) for p, t in zip(raw.regression[b, r].tolist(), target, strict=True))
                 )
         images.append(sum(values) / len(values))
-    loss = detector.loss(raw, to_targets(objects))["box_loss"].item()
+    loss = detector.loss([], raw, to_targets(objects), (96, 160))["box_loss"].item()
     assert loss == pytest.approx(sum(images) / len(images), rel=1e-5)
 
 
 def test_batch_is_the_mean_of_its_images(nano: RetinaNet) -> None:
     objects, raw = make_objects([4, 0, 9]), make_raw(nano, 3)
-    together = nano.loss(raw, to_targets(objects))
+    together = nano.loss([], raw, to_targets(objects), (96, 160))
     for name, loss in together.items():
         single = [
             nano.loss(
+                [],
                 RawPredictions(raw.logits[b : b + 1], raw.regression[b : b + 1], raw.priors, raw.decoder),
                 to_targets(objects[b : b + 1]),
+                (96, 160),
             )[name].item()
             for b in range(3)
         ]
@@ -179,7 +181,7 @@ def test_batch_is_the_mean_of_its_images(nano: RetinaNet) -> None:
 
 def test_batch_without_objects(nano: RetinaNet) -> None:
     raw = make_raw(nano, 2)
-    losses = nano.loss(raw, to_targets(make_objects([0, 0])))
+    losses = nano.loss([], raw, to_targets(make_objects([0, 0])), (96, 160))
     assert losses["box_loss"].item() == 0
     assert losses["cls_loss"].item() > 0
     sum(losses.values()).backward()
@@ -191,9 +193,9 @@ def test_batch_without_objects(nano: RetinaNet) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_loss_computes_in_fp32(nano: RetinaNet, dtype: torch.dtype) -> None:
     targets, raw = to_targets(make_objects([3, 5])), make_raw(nano, 2, dtype)
-    losses = nano.loss(raw, targets)
+    losses = nano.loss([], raw, targets, (96, 160))
     wide = RawPredictions(raw.logits.float(), raw.regression.float(), raw.priors, raw.decoder)
-    for name, loss in nano.loss(wide, targets).items():
+    for name, loss in nano.loss([], wide, targets, (96, 160)).items():
         assert losses[name].dtype == torch.float32
         assert torch.equal(losses[name], loss)
 
@@ -201,7 +203,7 @@ def test_half_precision_loss_computes_in_fp32(nano: RetinaNet, dtype: torch.dtyp
 def test_training_step_reaches_every_parameter() -> None:
     detector = build_detector("retina_nano", CLASSES).train()
     _, raw = detector.raw(torch.rand(2, 3, 96, 160))
-    sum(detector.loss(raw, to_targets(make_objects([3, 5]))).values()).backward()
+    sum(detector.loss([], raw, to_targets(make_objects([3, 5])), (96, 160)).values()).backward()
     without = [name for name, p in detector.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert without == []
 
