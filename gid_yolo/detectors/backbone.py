@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class TimmBackbone(nn.Module):
             are small.
         frozen_stages: How many of timm's feature stages to freeze, from the input on (of a ResNet, 1 is the stem and 2
             adds layer1).
+        mean: Of each RGB channel in [0, 1], where the weights expect another than timm says.
+        std: Likewise.
 
     Attributes:
         channels: Channels of each returned map.
@@ -63,6 +66,8 @@ class TimmBackbone(nn.Module):
         strides: tuple[int, ...] = (8, 16, 32),
         freeze_bn: bool = False,
         frozen_stages: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         try:
@@ -79,8 +84,8 @@ class TimmBackbone(nn.Module):
         self.channels: list[int] = self.body.feature_info.channels()
         self.source = _load_weights(self.body, name, weights, indices)
         cfg = self.body.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean or cfg["mean"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std or cfg["std"]).view(1, -1, 1, 1), persistent=False)
         self.frozen_names = _frozen_names(probe, frozen_stages)
         if freeze_bn:
             self.body = freeze_batch_norm_2d(self.body)

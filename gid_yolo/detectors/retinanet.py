@@ -17,7 +17,7 @@ from gid_yolo.ops.anchors import cell_anchors, grid_anchors
 from gid_yolo.ops.assign import IGNORED, match_anchors, positive_mask
 from gid_yolo.ops.boxes import decode_deltas, encode_deltas
 from gid_yolo.ops.decode import dense_detections
-from gid_yolo.ops.losses import box_regression_loss, giou_loss
+from gid_yolo.ops.losses import box_regression_loss, giou_loss, soft_bce
 from gid_yolo.ops.structures import RawPredictions, Targets
 
 
@@ -65,6 +65,7 @@ class RetinaNet(Detector):
         anchor_octaves: Sizes per octave.
         anchor_sizes: Sizes in pixels, a list for each level, in place of scale and octaves.
         aspect_ratios: Heights over widths.
+        fit_strides: Step anchors by image size over map size, as torchvision's models do, see `grid_anchors`.
         positive_iou: IoU from which an anchor is an object.
         negative_iou: IoU under which an anchor is background.
         focal_alpha: Weight of the object class.
@@ -91,6 +92,7 @@ class RetinaNet(Detector):
         anchor_octaves: int = 3,
         anchor_sizes: Sequence[Sequence[float]] | None = None,
         aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        fit_strides: bool = False,
         positive_iou: float = 0.5,
         negative_iou: float = 0.4,
         focal_alpha: float = 0.25,
@@ -117,6 +119,7 @@ class RetinaNet(Detector):
         cells = [cell_anchors(sizes, aspect_ratios) for sizes in anchor_sizes]
         # (L, A, 4) whole numbers, which the half precision of checkpoints keeps; no part of the weights
         self.register_buffer("cells", torch.stack(cells), persistent=False)
+        self.fit_strides = fit_strides
         self.backbone = backbone
         self.neck = FPN(backbone.channels, fpn_channels, p6_from=p6_from)
         self.head = RetinaNetHead(
@@ -127,7 +130,9 @@ class RetinaNet(Detector):
         """Map (B, 3, H, W) RGB images in [0, 1] to the pyramid P3-P7 and the raw predictions."""
         features = self.neck(self.backbone(images))
         logits, deltas = self.head(features)
-        return features, RawPredictions(logits, deltas, grid_anchors(self.cells, features, self.strides), decode_deltas)
+        fit_to = tuple(images.shape[-2:]) if self.fit_strides else None
+        anchors = grid_anchors(self.cells, features, self.strides, fit_to=fit_to)
+        return features, RawPredictions(logits, deltas, anchors, decode_deltas)
 
     def detections(
         self, features: list[Tensor], raw: RawPredictions, height: int | Tensor, width: int | Tensor
@@ -168,8 +173,7 @@ class RetinaNet(Detector):
 
     def response_cls_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
         """(B, R) soft-target binary cross entropy against the teacher's probabilities, summed over classes."""
-        target = teacher.logits.float().sigmoid()
-        return F.binary_cross_entropy_with_logits(student.logits.float(), target, reduction="none").sum(-1)
+        return soft_bce(student.logits, teacher.logits)
 
     def response_reg_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
         """(B, R) the task's box loss between the two models."""

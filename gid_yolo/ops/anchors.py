@@ -25,7 +25,9 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tens
     return (torch.stack([-width, -height, width, height], dim=1) / 2).round()
 
 
-def grid_anchors(cells: Tensor, features: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
+def grid_anchors(
+    cells: Tensor, features: Sequence[Tensor], strides: Sequence[int], *, fit_to: tuple[int, int] | None = None
+) -> Tensor:
     """Place each level's cell anchors on every cell of its feature map.
 
     The top-left cell of each level is centred at (0, 0), the convention of Faster R-CNN's and RetinaNet's released
@@ -35,6 +37,8 @@ def grid_anchors(cells: Tensor, features: Sequence[Tensor], strides: Sequence[in
         cells: (L, A, 4) cell anchors per level, xyxy pixels.
         features: L maps (B, C, H, W); their sizes stay symbolic in an exported graph with dynamic axes.
         strides: Pixels per cell of each level.
+        fit_to: (height, width) of the image, to step by image size over map size rounded down instead: torchvision's
+            models are trained so. It differs from the stride where that does not divide the image (P7 of 320 px: 106).
 
     Returns:
         (R, 4) xyxy pixels, R = sum of H * W * A over levels, in the order level, row, column, anchor.
@@ -42,8 +46,9 @@ def grid_anchors(cells: Tensor, features: Sequence[Tensor], strides: Sequence[in
     levels = []
     for cell, feature, stride in zip(cells, features, strides, strict=True):
         height, width = feature.shape[-2:]
-        y = torch.arange(height, device=cell.device) * stride
-        x = torch.arange(width, device=cell.device) * stride
+        step_y, step_x = (fit_to[0] // height, fit_to[1] // width) if fit_to else (stride, stride)
+        y = torch.arange(height, device=cell.device) * step_y
+        x = torch.arange(width, device=cell.device) * step_x
         y, x = torch.meshgrid(y, x, indexing="ij")
         shift = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).to(cell.dtype)  # (H*W, 1, 4)
         levels.append((shift + cell).reshape(-1, 4))  # (H*W*A, 4)
