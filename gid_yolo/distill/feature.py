@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
@@ -58,24 +59,36 @@ def plan_rois(boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int]
     return RoIPlan(rois, restore=order.argsort(), shape=(batch, k))
 
 
-def roi_features(pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int], *, size: int = 10) -> Tensor:
+def roi_features(
+    pyramid: Sequence[Tensor],
+    plan: RoIPlan,
+    strides: Sequence[int],
+    *,
+    size: int = 10,
+    adapt: LevelAdaptation | None = None,
+) -> Tensor:
     """Crop every instance from its level with RoIAlign (aligned, 2 x 2 samples a bin).
 
     Args:
-        pyramid: L maps (B, C, H_l, W_l).
+        pyramid: L maps (B, C_l, H_l, W_l).
         plan: From `plan_rois`.
         strides: Pixels per cell of each level.
         size: Height h and width w of a crop.
+        adapt: Equation 5 for a pyramid whose levels differ in channels.
 
     Returns:
-        (B, K, C, h, w).
+        (B, K, C, h, w) with C the largest C_l; narrower levels are filled up with zeros, which change no distance.
     """
     dtype = torch.promote_types(pyramid[0].dtype, torch.float32)  # half precision cannot hold a coordinate of 500 px
     crops = [
         roi_align(feature.to(dtype), rois.to(dtype), size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
         for feature, rois, stride in zip(pyramid, plan.rois, strides, strict=True)
     ]
-    return torch.cat(crops)[plan.restore].unflatten(0, plan.shape)
+    if adapt is not None:
+        crops = adapt(crops)
+    channels = max(x.shape[1] for x in crops)
+    filled = [x if x.shape[1] == channels else F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1])) for x in crops]
+    return torch.cat(filled)[plan.restore].unflatten(0, plan.shape)
 
 
 class Adaptation(nn.Module):
@@ -92,6 +105,21 @@ class Adaptation(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         """Map (B, K, C_s, h, w) to (B, K, C_t, h, w)."""
         return self.conv(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+
+
+class LevelAdaptation(nn.Module):
+    """Equation 5 with a linear map for each level, for pyramids whose levels differ in channels (YOLO's)."""
+
+    def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int], kernel_size: int = 1) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(s, t, kernel_size, padding=kernel_size // 2)
+            for s, t in zip(student_channels, teacher_channels, strict=True)
+        )
+
+    def forward(self, crops: Sequence[Tensor]) -> list[Tensor]:
+        """Map the crops of each level, (N_l, C_s, h, w), to (N_l, C_t, h, w)."""
+        return [conv(x) for conv, x in zip(self.convs, crops, strict=True)]
 
 
 def feature_loss(teacher: Tensor, student: Tensor, valid: Tensor, *, normalize: str = "instance") -> Tensor:

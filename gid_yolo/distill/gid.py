@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gid_yolo.distill.feature import Adaptation, feature_loss, plan_rois, roi_features
+from gid_yolo.distill.feature import Adaptation, LevelAdaptation, RoIPlan, feature_loss, plan_rois, roi_features
 from gid_yolo.distill.gism import select_general_instances
 from gid_yolo.distill.relation import relation_loss
 from gid_yolo.distill.response import ResponseFunctions, response_loss
@@ -17,8 +17,8 @@ class GIDLoss(nn.Module):
     """lambda1 L_Feature + lambda2 L_Relation + lambda3 L_Response, with the adaptation layer of equation 5.
 
     Args:
-        student_channels: Channels of the student's pyramid.
-        teacher_channels: Channels of the teacher's pyramid.
+        student_channels: Channels of the student's pyramid; one number a level where they differ.
+        teacher_channels: Likewise of the teacher's.
         top_k: General instances K per image.
         iou_threshold: NMS threshold of equation 3.
         weights: lambda1, lambda2, lambda3 by the names `feature`, `relation`, `response`; a term of weight 0 is not
@@ -33,8 +33,8 @@ class GIDLoss(nn.Module):
 
     def __init__(
         self,
-        student_channels: int,
-        teacher_channels: int,
+        student_channels: int | Sequence[int],
+        teacher_channels: int | Sequence[int],
         *,
         top_k: int = 10,
         iou_threshold: float = 0.3,
@@ -54,7 +54,13 @@ class GIDLoss(nn.Module):
         self.weights.update(weights or {})
         self.alpha, self.beta, self.roi_size = alpha, beta, roi_size
         self.feature_normalize, self.relation_reduction = feature_normalize, relation_reduction
-        self.adapt = Adaptation(student_channels, teacher_channels, adapt_kernel)
+        self.adapt: Adaptation | LevelAdaptation
+        if isinstance(student_channels, int) and isinstance(teacher_channels, int):
+            self.adapt = Adaptation(student_channels, teacher_channels, adapt_kernel)
+        elif isinstance(student_channels, Sequence) and isinstance(teacher_channels, Sequence):
+            self.adapt = LevelAdaptation(student_channels, teacher_channels, adapt_kernel)
+        else:
+            raise ValueError("channels of student and teacher must both be one number, or both one number a level.")
 
     def forward(
         self,
@@ -95,7 +101,7 @@ class GIDLoss(nn.Module):
         if weights["feature"] or weights["relation"]:
             plan = plan_rois(instances.boxes, strides, image_size)
             crops_t = roi_features(teacher_pyramid, plan, strides, size=self.roi_size)  # (B, K, C_t, h, w)
-            crops_s = self.adapt(roi_features(student_pyramid, plan, strides, size=self.roi_size))
+            crops_s = self._adapted(student_pyramid, plan, strides)
             if weights["feature"]:
                 loss = feature_loss(crops_t, crops_s, valid, normalize=self.feature_normalize)
                 terms["feat_loss"] = weights["feature"] * loss
@@ -107,3 +113,9 @@ class GIDLoss(nn.Module):
             loss = response_loss(teacher, student, mask, functions=functions, alpha=self.alpha, beta=self.beta)
             terms["resp_loss"] = weights["response"] * loss
         return terms, instances
+
+    def _adapted(self, pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int]) -> Tensor:
+        """The student's crops, (B, K, C_t, h, w)."""
+        if isinstance(self.adapt, LevelAdaptation):
+            return roi_features(pyramid, plan, strides, size=self.roi_size, adapt=self.adapt)
+        return self.adapt(roi_features(pyramid, plan, strides, size=self.roi_size))

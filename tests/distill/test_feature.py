@@ -4,10 +4,10 @@ import pytest
 import torch
 from reference.boxes import random_boxes
 from reference.distill import naive_adapt, naive_feature, naive_level, naive_rois
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from gid_yolo.distill import feature_loss
-from gid_yolo.distill.feature import Adaptation, plan_rois, roi_features
+from gid_yolo.distill.feature import Adaptation, LevelAdaptation, plan_rois, roi_features
 
 STRIDES = (8, 16, 32, 64, 128)
 VALID = torch.tensor([[True, True, True, True], [True, False, True, False], [True, False, False, False], [False] * 4])
@@ -170,6 +170,23 @@ def test_adaptation_commutes_with_roi_align() -> None:
     plan = plan_rois(boxes, STRIDES, (256, 320))
     maps = [adapt(x[:, None])[:, 0] for x in pyramid]
     torch.testing.assert_close(roi_features(maps, plan, STRIDES), adapt(roi_features(pyramid, plan, STRIDES)))
+
+
+def test_levels_of_differing_channels() -> None:
+    boxes = random_boxes((2, 12), image=(256.0, 320.0), smallest=5.0, largest=250.0)
+    plan = plan_rois(boxes, STRIDES, (256, 320))
+    levels = [naive_level(box, STRIDES, (256, 320)) for box in boxes.flatten(0, 1).tolist()]
+    assert len(set(levels)) >= 3
+    narrow, wide = (2, 3, 4, 5, 6), (4, 3, 6, 5, 7)
+    adapt = LevelAdaptation(narrow, wide)
+    pyramid = [make_pyramid(2, c, 256, 320)[i] for i, c in enumerate(narrow)]
+    crops = roi_features(pyramid, plan, STRIDES, size=4, adapt=adapt).flatten(0, 1)
+    assert crops.shape == (24, 7, 4, 4)
+    for crop, box, level, image in zip(crops, boxes.flatten(0, 1), levels, [0] * 12 + [1] * 12, strict=True):
+        stride, channels = STRIDES[level], wide[level]
+        alone = roi_align(pyramid[level][image : image + 1], [box[None]], 4, 1 / stride, 2, True)
+        torch.testing.assert_close(crop[:channels], adapt.convs[level](alone)[0], rtol=1e-5, atol=1e-5)
+        assert not crop[channels:].any()
 
 
 def test_the_rule_in_numbers() -> None:
