@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import timm
 import torch
 from timm.models import load_state_dict
+from timm.models.resnet import Bottleneck
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -49,6 +50,8 @@ class TimmBackbone(nn.Module):
             adds layer1).
         mean: Of each RGB channel in [0, 1], where the weights expect another than timm says.
         std: Likewise.
+        stride_in_1x1: Of a ResNet with bottlenecks, stride in the first 1x1 convolution of a block instead of the 3x3,
+            as in the first (Caffe) ResNets, whose weights expect it.
 
     Attributes:
         channels: Channels of each returned map.
@@ -68,6 +71,7 @@ class TimmBackbone(nn.Module):
         frozen_stages: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        stride_in_1x1: bool = False,
     ) -> None:
         super().__init__()
         try:
@@ -80,6 +84,8 @@ class TimmBackbone(nn.Module):
             ) from error
         indices = _indices_of(name, probe, strides)
         self.body = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)
+        if stride_in_1x1:
+            _move_strides(name, self.body)
         self.name = name
         self.channels: list[int] = self.body.feature_info.channels()
         self.source = _load_weights(self.body, name, weights, indices)
@@ -111,13 +117,22 @@ class TimmBackbone(nn.Module):
         return self.body((images - self.mean) / self.std)
 
 
+def _move_strides(name: str, body: nn.Module) -> None:
+    """Move the stride of every bottleneck from its 3x3 convolution to the 1x1 before it, in place."""
+    blocks = [m for m in body.modules() if isinstance(m, Bottleneck)]
+    if not blocks:
+        raise ValueError(f"stride_in_1x1 is for ResNets with bottlenecks, and backbone={name} has none.")
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
 def _indices_of(name: str, body: Any, strides: tuple[int, ...]) -> tuple[int, ...]:
     """Positions of the feature maps that have the wanted strides (the last map of each, the deepest one)."""
     reduction = body.feature_info.reduction()
     if missing := [s for s in strides if s not in reduction]:
         raise ValueError(
             f"backbone={name} gives feature maps of stride {reduction}, but the pyramid needs stride {missing}: "
-            "choose a backbone with strides 8, 16 and 32."
+            f"choose a backbone with strides {', '.join(map(str, strides))}."
         )
     return tuple(len(reduction) - 1 - reduction[::-1].index(s) for s in strides)
 

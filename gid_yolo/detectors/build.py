@@ -9,10 +9,18 @@ from typing import Any
 from gid_yolo.cfg import MODELS_DIR, load_yaml, model_names
 from gid_yolo.detectors.backbone import TimmBackbone
 from gid_yolo.detectors.detector import Detector
+from gid_yolo.detectors.faster_rcnn import FasterRCNN
+from gid_yolo.detectors.fcos import FCOS
+from gid_yolo.detectors.mobilenet import PREFIX, TorchvisionMobileNet
 from gid_yolo.detectors.retinanet import RetinaNet
 from gid_yolo.errors import UserError
 
-BUILDERS: dict[str, type[Detector]] = {"retinanet": RetinaNet}
+BUILDERS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN}
+
+
+BACKBONE_SETTINGS = ("freeze_bn", "frozen_stages", "mean", "std", "stride_in_1x1")
+# Settings that place the priors: teacher and student must have them in common
+PRIOR_SETTINGS = ("anchor_scale", "anchor_octaves", "anchor_sizes", "aspect_ratios", "whole_anchors", "fit_strides")
 
 
 def model_config(model: str | Path | dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +54,7 @@ def model_config(model: str | Path | dict[str, Any]) -> dict[str, Any]:
 
 def detector_kwargs(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split settings into the keyword arguments of the backbone and those of the detector."""
-    backbone = {key: config[key] for key in ("freeze_bn", "frozen_stages") if config.get(key) is not None}
+    backbone = {key: config[key] for key in BACKBONE_SETTINGS if config.get(key) is not None}
     backbone["name"] = config["backbone"]
     return backbone, dict(config.get("settings") or {})
 
@@ -71,13 +79,15 @@ def build_detector(
     config = model_config(model)
     settings = dict(config.get("settings") or {})
     for key, value in overrides.items():
-        (config if key in {"backbone", "freeze_bn", "frozen_stages"} else settings)[key] = value
+        (config if key in {"backbone", *BACKBONE_SETTINGS} else settings)[key] = value
     backbone, settings = detector_kwargs({**config, "settings": settings})
     classes = config.get("nc", 80) if num_classes is None else num_classes
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
         raise UserError(f"a detector needs at least one class, but num_classes is {classes!r}.")
     try:
         kind = BUILDERS[config["detector"]]
+        if kind is FasterRCNN and backbone["name"].startswith(PREFIX):
+            return kind(TorchvisionMobileNet(weights=pretrained, **backbone), classes, **settings)
         return kind(TimmBackbone(weights=pretrained, strides=kind.backbone_strides, **backbone), classes, **settings)
     except TypeError as error:  # an unknown keyword: Python's message names it
         raise UserError(f"a setting of {config.get('yaml_file', 'the model')} does not fit: {error}") from error

@@ -55,7 +55,7 @@ class Detector(nn.Module, ABC):
     def loss(
         self, features: list[Tensor], raw: RawPredictions, targets: Targets, image_size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Named task losses from what `raw` gave on images of `image_size` (height, width), averaged over images."""
+        """Named task losses from what `raw` gave on images of `image_size` (height, width)."""
 
     # What response distillation needs to know of a detector (section 3.4): three pure functions.
 

@@ -13,7 +13,7 @@ from gid_yolo.detectors.backbone import TimmBackbone
 from gid_yolo.detectors.detector import Detector
 from gid_yolo.detectors.head import initialise, per_location, prior_bias, tower
 from gid_yolo.detectors.neck import FPN
-from gid_yolo.ops.anchors import cell_anchors, grid_anchors
+from gid_yolo.ops.anchors import cell_anchors, from_fixed_point, grid_anchors, to_fixed_point
 from gid_yolo.ops.assign import IGNORED, match_anchors, positive_mask
 from gid_yolo.ops.boxes import decode_deltas, encode_deltas
 from gid_yolo.ops.decode import dense_detections
@@ -65,6 +65,7 @@ class RetinaNet(Detector):
         anchor_octaves: Sizes per octave.
         anchor_sizes: Sizes in pixels, a list for each level, in place of scale and octaves.
         aspect_ratios: Heights over widths.
+        whole_anchors: Round the anchors' corners to whole pixels, see `cell_anchors`.
         fit_strides: Step anchors by image size over map size, as torchvision's models do, see `grid_anchors`.
         positive_iou: IoU from which an anchor is an object.
         negative_iou: IoU under which an anchor is background.
@@ -92,6 +93,7 @@ class RetinaNet(Detector):
         anchor_octaves: int = 3,
         anchor_sizes: Sequence[Sequence[float]] | None = None,
         aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        whole_anchors: bool = True,
         fit_strides: bool = False,
         positive_iou: float = 0.5,
         negative_iou: float = 0.4,
@@ -116,9 +118,9 @@ class RetinaNet(Detector):
             raise ValueError(
                 f"anchor_sizes={anchor_sizes} must give {len(self.strides)} levels the same number of sizes."
             )
-        cells = [cell_anchors(sizes, aspect_ratios) for sizes in anchor_sizes]
-        # (L, A, 4) whole numbers, which the half precision of checkpoints keeps; no part of the weights
-        self.register_buffer("cells", torch.stack(cells), persistent=False)
+        cells = torch.stack([cell_anchors(sizes, aspect_ratios, whole=whole_anchors) for sizes in anchor_sizes])
+        # (L, A, 4); as integers, so that the half precision of checkpoints does not round them; no part of the weights
+        self.register_buffer("cells", to_fixed_point(cells), persistent=False)
         self.fit_strides = fit_strides
         self.backbone = backbone
         self.neck = FPN(backbone.channels, fpn_channels, p6_from=p6_from)
@@ -131,7 +133,7 @@ class RetinaNet(Detector):
         features = self.neck(self.backbone(images))
         logits, deltas = self.head(features)
         fit_to = tuple(images.shape[-2:]) if self.fit_strides else None
-        anchors = grid_anchors(self.cells, features, self.strides, fit_to=fit_to)
+        anchors = grid_anchors(from_fixed_point(self.cells), features, self.strides, fit_to=fit_to)
         return features, RawPredictions(logits, deltas, anchors, decode_deltas)
 
     def detections(

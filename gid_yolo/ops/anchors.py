@@ -7,26 +7,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+FIXED_POINT = 2**16  # parts of a pixel
 
-def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
+
+def to_fixed_point(cells: Tensor) -> Tensor:
+    """Anchors as int32 in 1 / 65536 px, which no conversion of a model to half precision touches."""
+    return (cells.double() * FIXED_POINT).round().int()
+
+
+def from_fixed_point(cells: Tensor) -> Tensor:
+    """Invert `to_fixed_point`, in float32."""
+    return cells.float() / FIXED_POINT
+
+
+def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], *, whole: bool = True) -> Tensor:
     """Anchors of one cell, centred at the origin: (len(aspect_ratios) * len(sizes), 4) xyxy pixels.
 
-    The order is ratio-major and the corners are rounded to whole pixels, as in torchvision's `AnchorGenerator`,
-    so that its weights mean the same here.
+    The order is ratio-major, as in torchvision's `AnchorGenerator`, so that its weights mean the same here.
 
     Args:
         sizes: Square roots of the anchor areas, in pixels.
         aspect_ratios: Height over width.
+        whole: Round the corners to whole pixels, as torchvision does; detectron2 and mmdetection do not.
     """
     size = torch.as_tensor(sizes, dtype=torch.float32)
     height_scale = torch.as_tensor(aspect_ratios, dtype=torch.float32).sqrt()
     width = ((1 / height_scale)[:, None] * size[None, :]).flatten()  # (ratios * sizes,)
     height = (height_scale[:, None] * size[None, :]).flatten()
-    return (torch.stack([-width, -height, width, height], dim=1) / 2).round()
+    corners = torch.stack([-width, -height, width, height], dim=1) / 2
+    return corners.round() if whole else corners
 
 
 def grid_anchors(
-    cells: Tensor, features: Sequence[Tensor], strides: Sequence[int], *, fit_to: tuple[int, int] | None = None
+    cells: Tensor, features: Sequence[Tensor], strides: Sequence[int], *, fit_to: Sequence[int] | None = None
 ) -> Tensor:
     """Place each level's cell anchors on every cell of its feature map.
 

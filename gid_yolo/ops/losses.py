@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 
 def box_regression_loss(prediction: Tensor, target: Tensor, *, beta: float) -> Tensor:
@@ -17,14 +17,33 @@ def box_regression_loss(prediction: Tensor, target: Tensor, *, beta: float) -> T
 
 def giou_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """1 - generalised IoU (Rezatofighi et al. 2019) of two (..., 4) of xyxy boxes, (...) in fp32, in [0, 2]."""
-    return generalized_box_iou_loss(prediction.float(), target.float())
+    # torchvision's own picks the boxes that overlap by a mask, whose size the host has to wait for
+    prediction, target, eps = prediction.float(), target.float(), 1e-7
+    low = torch.maximum(prediction[..., :2], target[..., :2])
+    high = torch.minimum(prediction[..., 2:], target[..., 2:])
+    overlap = (high - low).prod(-1).where((high > low).all(-1), 0.0)
+    union = _area(prediction) + _area(target) - overlap
+    outer_low = torch.minimum(prediction[..., :2], target[..., :2])
+    outer_high = torch.maximum(prediction[..., 2:], target[..., 2:])
+    hull = (outer_high - outer_low).prod(-1)
+    return 1 - overlap / (union + eps) + (hull - union) / (hull + eps)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+
+
+def soft_bce(logits: Tensor, target_logits: Tensor) -> Tensor:
+    """Binary cross entropy of two (..., C) of logits against the second's probabilities, summed to (...), in fp32."""
+    target = target_logits.float().sigmoid()
+    return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").sum(-1)
 
 
 def mean_over_images(per_element: Tensor, weight: Tensor) -> Tensor:
     """Average a loss within each image, then over the batch.
 
-    Every loss of the project is normalised this way: it makes the loss of a batch the mean of the losses of its
-    images, whatever way they are spread over processes.
+    Every loss of the distillation is normalised this way: it makes the loss of a batch the mean of the losses of its
+    images, whatever way they are spread over processes. The tasks' losses follow each detector's own definition.
 
     Args:
         per_element: (B, N) losses.

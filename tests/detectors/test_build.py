@@ -16,7 +16,9 @@ def test_every_shipped_model_builds(name: str) -> None:
     assert detector.num_classes == 2
     assert detector.backbone.name == config["backbone"]
     assert detector.fpn_channels == config["settings"]["fpn_channels"]
-    assert detector.box_beta == config["settings"]["box_beta"]
+    for key in ("box_beta", "center_radius"):
+        if key in config["settings"]:
+            assert getattr(detector, key) == config["settings"][key]
     parts = detector.backbone.frozen_names
     assert bool(parts) == bool(config["frozen_stages"])
     frozen = [m for m in detector.backbone.body.modules() if isinstance(m, torch.nn.BatchNorm2d)]

@@ -29,3 +29,11 @@ def test_pyramid_by_hand(p6_from: str) -> None:
 def test_unknown_source_is_an_error() -> None:
     with pytest.raises(ValueError, match="p6_from=c4"):
         FPN([4, 6, 10], 8, p6_from="c4")
+
+
+@torch.no_grad()
+def test_pooled_top_is_every_other_cell() -> None:
+    neck = FPN([4, 6], 8, p6_from="pool")
+    pyramid = neck([torch.randn(2, 4, 12, 20), torch.randn(2, 6, 5, 9)])
+    assert len(pyramid) == 3
+    assert torch.equal(pyramid[2], pyramid[1][:, :, ::2, ::2])

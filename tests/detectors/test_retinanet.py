@@ -5,6 +5,7 @@ import torch
 from reference.boxes import decode, random_boxes
 from reference.distill import smooth_l1
 from reference.retinanet import torchvision_loss, torchvision_matches
+from torchvision.ops import generalized_box_iou_loss
 
 from gid_yolo.detectors import RetinaNet, build_detector
 from gid_yolo.ops.boxes import decode_deltas
@@ -214,3 +215,31 @@ def test_settings_of_the_head() -> None:
     assert [(c.in_channels, c.out_channels, c.bias is not None) for c in convs] == [(32, 32, True)] * 3
     assert detector.head.cls_logits.out_channels == 9 * 5
     assert not any(isinstance(m, torch.nn.GroupNorm) for m in detector.head.modules())
+
+
+@torch.no_grad()
+def test_sizes_in_place_of_a_scale() -> None:
+    sizes = [[4.0, 9.0], [8.0, 17.0], [16.0, 33.0], [32.0, 65.0], [64.0, 129.0]]
+    detector = build_detector("retina_nano", 2, anchor_sizes=sizes, aspect_ratios=(1.0,)).eval()
+    priors = detector.raw(torch.zeros(1, 3, 128, 128))[1].priors
+    # A square of side a at the origin, rounded to whole corners: half of 9 is 4.5, which rounds to even
+    assert priors[0].tolist() == [-2, -2, 2, 2]
+    assert priors[1].tolist() == [-4, -4, 4, 4]
+    assert priors.shape[0] == sum((128 // s) ** 2 for s in (8, 16, 32, 64, 128)) * 2
+    with pytest.raises(ValueError, match="must give 5 levels the same number"):
+        build_detector("retina_nano", 2, anchor_sizes=sizes[:4])
+    with pytest.raises(ValueError, match="box_loss=l2"):
+        build_detector("retina_nano", 2, box_loss="l2")
+
+
+def test_giou_box_loss_equals_torchvisions() -> None:
+    detector = build_detector("retina_nano", CLASSES, box_loss="giou").eval()
+    objects, raw = make_objects([4, 0]), make_raw(detector, 2)
+    matched = torchvision_matches(raw.priors, objects[0][0])
+    positive = matched >= 0
+    boxes = raw.decoder(raw.regression[0], raw.priors)[positive]
+    # The sum over the first image's positives by their number, the second image has none: half of it
+    expected = generalized_box_iou_loss(boxes, objects[0][0][matched[positive]], reduction="mean") / 2
+    torch.testing.assert_close(detector.loss([], raw, to_targets(objects), (96, 160))["box_loss"], expected)
+    same = detector.response_reg_loss(raw, raw)
+    torch.testing.assert_close(same, torch.zeros_like(same), rtol=0, atol=1e-5)

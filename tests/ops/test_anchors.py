@@ -44,3 +44,14 @@ def test_grid_order_is_level_row_column_anchor() -> None:
 def test_levels_must_be_as_many_as_strides() -> None:
     with pytest.raises(ValueError):
         grid_anchors(torch.zeros(2, 1, 4), [torch.zeros(1, 1, 2, 2)], (8, 16))
+
+
+@pytest.mark.parametrize(("height", "width"), [(320, 320), (352, 416), (96, 160)])
+def test_fitted_steps_equal_torchvisions(height: int, width: int) -> None:
+    # Maps as a network with padding makes them: every stride rounds up
+    features = [torch.zeros(1, 1, -(-height // s), -(-width // s)) for s in STRIDES]
+    generator = AnchorGenerator(tuple(map(tuple, sizes(4.0))), (RATIOS,) * len(STRIDES))
+    expected = generator(ImageList(torch.zeros(1, 3, height, width), [(height, width)]), features)[0]
+    cells = torch.stack([cell_anchors(size, RATIOS) for size in sizes(4.0)])
+    assert torch.equal(grid_anchors(cells, features, STRIDES, fit_to=(height, width)), expected)
+    assert not torch.equal(grid_anchors(cells, features, STRIDES), expected)  # P7 at least is not a whole map

@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
+from reference.boxes import random_boxes
 from reference.distill import smooth_l1
+from torchvision.ops import generalized_box_iou_loss
 
-from gid_yolo.ops.losses import box_regression_loss, mean_over_images
+from gid_yolo.ops.losses import box_regression_loss, giou_loss, mean_over_images, soft_bce
 
 
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
@@ -54,3 +58,33 @@ def test_mean_over_images_of_nothing_is_zero_with_a_graph(shape: tuple[int, int]
     assert loss.item() == 0
     loss.backward()
     assert torch.equal(losses.grad, torch.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_giou_loss_equals_torchvisions(dtype: torch.dtype) -> None:
+    prediction, target = random_boxes((3, 200)).to(dtype).requires_grad_(), random_boxes((3, 200)).to(dtype)
+    with torch.no_grad():
+        prediction[0, :5] = target[0, :5]  # equal
+        prediction[0, 5:10] += 1000.0  # apart
+        prediction[0, 10:15, 2:] = prediction[0, 10:15, :2]  # without area
+        prediction[0, 15:20] = target[0, 15:20] = 0.0  # as padding is
+    loss = giou_loss(prediction, target)
+    expected = generalized_box_iou_loss(prediction.float(), target.float())
+    assert loss.dtype == torch.float32
+    assert loss.shape == (3, 200)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(x.sum(), prediction, retain_graph=True)[0] for x in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    assert loss[0, :5].abs().max() < 1e-6
+
+
+def test_soft_bce_equals_the_loop() -> None:
+    student, teacher = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    loss = soft_bce(student, teacher)
+    for b in range(2):
+        for r in range(4):
+            expected = 0.0
+            for s, t in zip(student[b, r].tolist(), teacher[b, r].tolist(), strict=True):
+                p, q = 1 / (1 + math.exp(-s)), 1 / (1 + math.exp(-t))
+                expected -= q * math.log(p) + (1 - q) * math.log(1 - p)
+            assert loss[b, r].item() == pytest.approx(expected, rel=1e-5)

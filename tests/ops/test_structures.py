@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from reference.boxes import random_boxes
@@ -63,3 +65,42 @@ def test_select_classes_reorders_the_classes_alone() -> None:
     assert picked.logits.shape == (2, 7, 2)
     assert picked.regression is raw.regression
     assert raw.select_classes(None) is raw
+
+
+def test_gather_follows_the_match() -> None:
+    targets = Targets(random_boxes((2, 3)), torch.randint(0, 9, (2, 3)), torch.ones(2, 3, dtype=torch.bool))
+    matched = torch.tensor([[2, -1, 0, 0], [-2, 1, 1, 2]])
+    labels, boxes = targets.gather(matched)
+    for b in range(2):
+        for r, m in enumerate(matched[b].tolist()):
+            if m >= 0:
+                assert labels[b, r] == targets.labels[b, m]
+                assert torch.equal(boxes[b, r], targets.boxes[b, m])
+    assert torch.isfinite(boxes).all()
+
+
+def test_gather_without_any_object() -> None:
+    targets = Targets.from_flat(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0), 2)
+    labels, boxes = targets.gather(torch.full((2, 5), -1))
+    assert labels.shape == (2, 5)
+    assert not boxes.any()
+    assert boxes.shape == (2, 5, 4)
+
+
+def test_confidence_is_the_root_of_score_and_centerness() -> None:
+    logits, centerness = torch.randn(2, 5, 3), torch.randn(2, 5)
+    raw = RawPredictions(logits, torch.zeros(2, 5, 4), torch.zeros(5, 4), decode_deltas)
+    assert torch.equal(raw.confidences, raw.scores)
+    raw = RawPredictions(logits, torch.zeros(2, 5, 4), torch.zeros(5, 4), decode_deltas, centerness.requires_grad_())
+    for b in range(2):
+        for r in range(5):
+            c = 1 / (1 + math.exp(-centerness[b, r].item()))
+            expected = [math.sqrt(c / (1 + math.exp(-x))) for x in logits[b, r].tolist()]
+            assert raw.confidences[b, r].tolist() == pytest.approx(expected, rel=1e-5)
+    assert raw.centerness.requires_grad
+    assert not raw.detach().centerness.requires_grad
+
+
+def test_an_objectness_has_no_classes_to_select() -> None:
+    raw = RawPredictions(torch.randn(2, 5, 1), torch.zeros(2, 5, 4), torch.zeros(5, 4), decode_deltas)
+    assert raw.select_classes(torch.tensor([7, 3])) is raw

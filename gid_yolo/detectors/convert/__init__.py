@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import nn
-from torchvision.models.detection import RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 
 from gid_yolo.detectors.convert.converted import Converted
+from gid_yolo.detectors.convert.torchvision_faster_rcnn import convert_faster_rcnn
+from gid_yolo.detectors.convert.torchvision_fcos import convert_fcos
 from gid_yolo.detectors.convert.torchvision_retinanet import convert_retinanet
 from gid_yolo.detectors.detector import Detector
 
-CONVERTERS: dict[type[nn.Module], Callable[..., Converted]] = {RetinaNet: convert_retinanet}
+CONVERTERS: dict[type[nn.Module], Callable[..., Converted]] = {
+    RetinaNet: convert_retinanet,
+    FCOS: convert_fcos,
+    FasterRCNN: convert_faster_rcnn,
+}
 
 __all__ = ["Converted", "convert_torchvision", "from_torchvision"]
 

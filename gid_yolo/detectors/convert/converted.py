@@ -38,13 +38,14 @@ class Converted:
         if missing or extra or misfits:
             raise ValueError(
                 f"the weights do not fit {self.config['detector']} on {self.config['backbone']}: missing "
-                f"{_listed(missing)}; left over {_listed(extra)}; of another shape {_listed(misfits)}."
+                f"{some_of(missing)}; left over {some_of(extra)}; of another shape {some_of(misfits)}."
             )
         detector.load_state_dict(self.state, strict=False)
         return detector
 
 
-def _listed(names: list[str], most: int = 8) -> str:
+def some_of(names: list[str], most: int = 8) -> str:
+    """The first names of a list for a message, and how many more there are; `none` for an empty one."""
     if not names:
         return "none"
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

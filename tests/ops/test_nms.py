@@ -1,0 +1,111 @@
+import io
+import warnings
+
+import pytest
+import torch
+from reference.boxes import iou, random_boxes
+from torchvision.ops import nms
+
+from gid_yolo.ops.nms import best_first, grouped_nms
+
+
+def naive_nms(boxes: list[list[float]], scores: list[float], threshold: float) -> set[int]:
+    """Greedy NMS of one group, one pair at a time."""
+    kept: list[int] = []
+    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        if all(iou(boxes[i], boxes[k]) <= threshold for k in kept):
+            kept.append(i)
+    return set(kept)
+
+
+def make_groups(groups: int, count: int, share: float = 0.8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return random_boxes((groups, count)), torch.randn(groups, count), torch.rand(groups, count) < share
+
+
+@pytest.mark.parametrize(("groups", "count"), [(1, 40), (6, 30), (30, 60)])  # beyond 1000 boxes torchvision loops
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7])
+def test_equals_the_loop(groups: int, count: int, threshold: float) -> None:
+    boxes, scores, valid = make_groups(groups, count)
+    keep = grouped_nms(boxes, scores, valid, threshold)
+    assert keep.dtype == torch.bool
+    for g in range(groups):
+        index = valid[g].nonzero()[:, 0]
+        expected = naive_nms(boxes[g][index].tolist(), scores[g][index].tolist(), threshold)
+        assert set(keep[g].nonzero()[:, 0].tolist()) == {int(index[i]) for i in expected}
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 0), (0, 5)])
+def test_nothing_valid(shape: tuple[int, int]) -> None:
+    keep = grouped_nms(torch.rand(*shape, 4), torch.rand(shape), torch.zeros(shape, dtype=torch.bool), 0.5)
+    assert keep.shape == shape
+    assert not keep.any()
+
+
+def test_invalid_boxes_do_not_suppress() -> None:
+    boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0]] * 3])
+    keep = grouped_nms(boxes, torch.tensor([[0.9, 0.5, 0.4]]), torch.tensor([[False, True, True]]), 0.5)
+    assert keep.tolist() == [[False, True, False]]
+
+
+def test_many_groups_do_not_cost_accuracy() -> None:
+    # Two boxes of 8 x 8 px that overlap by 4 x 8: IoU 1/3; the second shifted by 1/64 px more or less lies on either
+    # side of the threshold. Moved apart by 640 px a group in float32, 1000 groups would leave 1/16 px.
+    side = torch.where(torch.arange(450) % 2 == 0, -1.0, 1.0) / 64  # 900 boxes: torchvision moves groups apart
+    first = torch.tensor([600.0, 600.0, 608.0, 608.0]).expand(450, 4)
+    second = first + torch.stack([4 + side, 0 * side, 4 + side, 0 * side], dim=1)
+    groups = torch.zeros(1000, 2, 4)
+    groups[550:] = torch.stack([first, second], dim=1)
+    valid = torch.zeros(1000, 2, dtype=torch.bool)
+    valid[550:] = True
+    keep = grouped_nms(groups, torch.tensor([0.9, 0.8]).expand(1000, 2), valid, 1 / 3)
+    assert keep[550:, 0].all()
+    assert torch.equal(keep[550:, 1], side > 0)  # moved away from the first
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 20])
+def test_best_first(count: int) -> None:
+    scores, valid = torch.randn(4, 12), torch.rand(4, 12) < 0.6
+    valid[2] = False
+    index, found = best_first(scores, valid, count)
+    assert index.shape == found.shape == (4, count)
+    for b in range(4):
+        expected = sorted((r for r in range(12) if valid[b, r]), key=lambda r: -scores[b, r])[:count]
+        assert index[b].tolist() == expected + [0] * (count - len(expected))
+        assert found[b].tolist() == [True] * len(expected) + [False] * (count - len(expected))
+
+
+def test_best_first_drops_nan() -> None:
+    index, found = best_first(torch.tensor([[1.0, float("nan"), 2.0]]), torch.ones(1, 3, dtype=torch.bool), 3)
+    assert sorted(index[found].tolist()) == [0, 2]
+
+
+class Suppress(torch.nn.Module):
+    def forward(self, boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return grouped_nms(boxes, scores, valid, 0.4)
+
+
+def test_exported_graph() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file, names = io.BytesIO(), ["boxes", "scores", "valid"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Suppress(),
+            make_groups(2, 10),
+            file,
+            dynamo=False,
+            opset_version=17,
+            input_names=names,
+            dynamic_axes={name: {0: "groups", 1: "count"} for name in names},
+        )
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    for groups, count, share in ((2, 10, 0.8), (7, 90, 0.8), (3, 20, 0.0)):
+        inputs = make_groups(groups, count, share)
+        keep = session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})[0]
+        assert torch.equal(torch.from_numpy(keep), grouped_nms(*inputs, 0.4))
+
+
+def test_equals_torchvision_for_one_group() -> None:
+    boxes, scores, _ = make_groups(1, 300)
+    keep = grouped_nms(boxes, scores, torch.ones(1, 300, dtype=torch.bool), 0.5)
+    assert set(keep[0].nonzero()[:, 0].tolist()) == set(nms(boxes[0], scores[0], 0.5).tolist())

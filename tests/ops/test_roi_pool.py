@@ -1,0 +1,67 @@
+import pytest
+import torch
+from reference.boxes import random_boxes
+from torchvision.ops import MultiScaleRoIAlign
+
+from gid_yolo.ops.roi_pool import pyramid_roi_align, roi_levels
+
+HEIGHT, WIDTH = 128, 192
+
+
+def make_pyramid(strides: tuple[int, ...], batch: int, channels: int = 3) -> list[torch.Tensor]:
+    return [torch.randn(batch, channels, HEIGHT // s, WIDTH // s).requires_grad_() for s in strides]
+
+
+def torchvision_crops(
+    features: list[torch.Tensor], boxes: torch.Tensor, canonical: float, size: int = 7
+) -> torch.Tensor:
+    named = {str(i): x for i, x in enumerate(features)}
+    pool = MultiScaleRoIAlign(list(named), size, 2, canonical_scale=canonical)
+    return pool(named, list(boxes), [(HEIGHT, WIDTH)] * len(boxes))
+
+
+@pytest.mark.parametrize("strides", [(4, 8, 16, 32), (8, 16), (32, 32), (16,)])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("canonical", [224, 56])
+def test_equals_torchvision(strides: tuple[int, ...], batch: int, canonical: int) -> None:
+    features = make_pyramid(strides, batch)
+    boxes = random_boxes((batch, 40), image=(HEIGHT, WIDTH), smallest=1.0, largest=220.0)
+    crops = pyramid_roi_align(features, boxes, strides, canonical_size=canonical)
+    assert crops.shape == (batch * 40, 3, 7, 7)
+    expected = torchvision_crops(features, boxes, canonical)
+    torch.testing.assert_close(crops, expected, rtol=1e-5, atol=1e-5)
+
+    weight = torch.randn_like(crops)
+    ours = torch.autograd.grad((crops * weight).sum(), features, allow_unused=True)
+    theirs = torch.autograd.grad((expected * weight).sum(), features, allow_unused=True)
+    for gradient, other, feature in zip(ours, theirs, features, strict=True):
+        zero = torch.zeros_like(feature)
+        torch.testing.assert_close(
+            zero if gradient is None else gradient, zero if other is None else other, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_levels_of_the_paper() -> None:
+    # k = floor(4 + log2(side / 224)): 224 px is of P4 (stride 16), half of it of P3, within P2 and P5
+    sides = torch.tensor([1.0, 55.9, 111.9, 112.0, 223.9, 224.0, 447.9, 448.0, 2000.0])
+    boxes = torch.stack([0 * sides, 0 * sides, sides, sides], dim=1)
+    assert roi_levels(boxes, (4, 8, 16, 32)).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert roi_levels(boxes[5] * (1 - 1e-7), (4, 8, 16, 32)) == 2  # a rounding error below 224 px
+
+
+def test_padding_gives_finite_crops() -> None:
+    features = make_pyramid((4, 8), 2)
+    crops = pyramid_roi_align(features, torch.zeros(2, 3, 4), (4, 8))
+    assert torch.isfinite(crops).all()
+    crops.sum().backward()
+    assert torch.isfinite(features[0].grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_the_coordinates(dtype: torch.dtype) -> None:
+    features = [x.to(dtype) for x in make_pyramid((4, 8), 2)]
+    boxes = random_boxes((2, 30), image=(HEIGHT, WIDTH), smallest=20.0, largest=90.0)
+    crops = pyramid_roi_align(features, boxes, (4, 8))
+    expected = pyramid_roi_align([x.float() for x in features], boxes, (4, 8))
+    assert crops.dtype == dtype
+    assert torch.equal(crops, expected.to(dtype))
