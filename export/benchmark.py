@@ -21,8 +21,9 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_cpu_info, get_flops, get_gpu_info
 
 from gid_yolo._version import __version__
-from gid_yolo.engine.checkpoint import fingerprint, load_model
-from gid_yolo.engine.config import DEFAULTS, check_values
+from gid_yolo.engine.checkpoint import fingerprint, load_model, record_of
+from gid_yolo.engine.config import check_values, thresholds
+from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError, some
 from gid_yolo.export.budget import budget_notes, distilled
 from gid_yolo.export.chart import write_png
@@ -178,7 +179,7 @@ def _row(contender: Contender, imgsz: list[int]) -> Row:
         role=contender.role,
         label=_label(contender),
         name=Path(contender.model.yaml.get("yaml_file") or "custom").stem,
-        backbone=str(contender.model.yaml["backbone"]),
+        backbone=str(contender.model.yaml["backbone"] if isinstance(contender.model, GIDDetectionModel) else "its own"),
         parameters=sum(p.numel() for p in fused.parameters()) / 1e6,
         gflops=float(get_flops(fused, imgsz)),
         file_size=contender.onnx.stat().st_size / 1e6,
@@ -193,7 +194,7 @@ def _row(contender: Contender, imgsz: list[int]) -> Row:
 
 def _label(contender: Contender) -> str:
     if contender.role == "model":
-        return "distilled" if distilled(contender.model.record) else "model"
+        return "distilled" if distilled(record_of(contender.model)) else "model"
     return {"baseline": "plain", "teacher": "teacher"}[contender.role]
 
 
@@ -201,7 +202,7 @@ def _notes(contenders: list[Contender], rows: Sequence[Row]) -> list[str]:
     notes = [f"WARNING: FAILED, and so without results: {_label(c)} ({c.failed})" for c in contenders if c.failed]
     if noise := noise_note(rows):
         notes.append(noise)
-    records = {contender.role: contender.model.record for contender in contenders}
+    records = {contender.role: record_of(contender.model) for contender in contenders}
     return notes + (budget_notes(records["model"], records["baseline"]) if "baseline" in records else [])
 
 
@@ -217,7 +218,7 @@ def _settings(contenders: list[Contender], arguments: dict[str, Any], images: in
     )
     return {
         "summary": summary,
-        "arguments": {**arguments, "conf": DEFAULTS["conf"], "iou": DEFAULTS["iou"]},
+        "arguments": {**arguments, "thresholds": {c.role: thresholds(c.model.yaml) for c in contenders}},
         "limits": {"boxes": BOX_LIMIT, "scores": SCORE_LIMIT, "ap": AP_LIMIT},
         "images": images,
         "versions": {
@@ -233,7 +234,7 @@ def _settings(contenders: list[Contender], arguments: dict[str, Any], images: in
         "threads": threads,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "checkpoints": {
-            c.role: {"path": str(c.path), "fingerprint": fingerprint(c.model), "record": c.model.record}
+            c.role: {"path": str(c.path), "fingerprint": fingerprint(c.model), "record": record_of(c.model)}
             for c in contenders
         },
     }

@@ -13,7 +13,6 @@ from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 
 from gid_yolo.engine.checkpoint import no_autoinstall
-from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.errors import UserError
 
@@ -63,10 +62,17 @@ def batches_of(dataset: Any, count: int, batch: int) -> list[np.ndarray]:
 
 
 def ten_columns(
-    model: nn.Module | Path, *, data: Path, split: str, loader: Any, device: Any, save_dir: Path
+    model: nn.Module | Path,
+    *,
+    data: Path,
+    split: str,
+    loader: Any,
+    device: Any,
+    save_dir: Path,
+    limits: dict[str, float],
 ) -> dict[str, float]:
-    """The paper's ten columns of a checkpoint's network or of an ONNX file, in percent."""
-    args = _arguments(data, split, loader.batch_size) | {"device": device, "model": str(save_dir.name)}
+    """The paper's ten columns of a checkpoint's network or of an ONNX file, in percent; `limits` is `thresholds`'."""
+    args = _arguments(data, split, loader.batch_size) | {"device": device, "model": str(save_dir.name)} | limits
     args |= {"imgsz": max(loader.dataset.imgsz), "plots": False, "verbose": False, "save_json": False}
     made = GIDValidator(loader, save_dir, args)
     with no_autoinstall():
@@ -83,8 +89,6 @@ def _arguments(data: Path, split: str, batch: int) -> dict[str, Any]:
         "split": split,
         "batch": batch,
         "rect": False,
-        "conf": DEFAULTS["conf"],
-        "iou": DEFAULTS["iou"],
     }
 
 

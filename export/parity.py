@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from ultralytics.engine.exporter import Exporter
+from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 
-from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.checkpoint import no_autoinstall
+from gid_yolo.engine.config import thresholds
+from gid_yolo.engine.distillable import is_yolo
 from gid_yolo.engine.exporter import GIDExporter
 from gid_yolo.export.evaluate import ten_columns
 from gid_yolo.export.session import Latency, run
@@ -28,7 +32,7 @@ class Contender:
 
     role: str
     path: Path
-    model: GIDDetectionModel
+    model: DetectionModel
     onnx: Path = Path()
     session: Any = None
     boxes: float | None = None
@@ -39,7 +43,7 @@ class Contender:
     failed: str | None = None
 
 
-def export_onnx(model: GIDDetectionModel, path: Path, imgsz: list[int], batch: int) -> Path:
+def export_onnx(model: DetectionModel, path: Path, imgsz: list[int], batch: int) -> Path:
     """Write `model` as an ONNX file at `path` (the exporter alone would write beside the checkpoint)."""
     checkpoint, model.pt_path = model.pt_path, str(path.with_suffix(".pt"))
     try:
@@ -51,7 +55,9 @@ def export_onnx(model: GIDDetectionModel, path: Path, imgsz: list[int], batch: i
             "mode": "export",
             "task": "detect",
         }
-        return Path(GIDExporter(overrides=overrides)(model=model))
+        exporter = Exporter if is_yolo(model) else GIDExporter
+        with no_autoinstall():
+            return Path(exporter(overrides=overrides)(model=model))
     finally:
         model.pt_path = checkpoint
 
@@ -60,7 +66,10 @@ def compare_outputs(contender: Contender, batches: Sequence[Any]) -> None:
     """First part of the parity gate: every box and score of some real images."""
     fused = deepcopy(contender.model).float().eval().fuse(verbose=False)
     outputs = [run(contender.session, images) for images in batches]
-    contender.boxes, contender.scores = largest_differences(fused, outputs, batches)
+    if is_yolo(fused):
+        fused.end2end = False
+    differences = final_differences if getattr(fused, "end2end", False) else largest_differences
+    contender.boxes, contender.scores = differences(fused, outputs, batches)
     if not contender.boxes <= BOX_LIMIT:  # NaN fails too
         contender.failed = f"boxes differ from PyTorch's by up to {contender.boxes:.3g} px (limit {BOX_LIMIT})"
     elif not contender.scores <= SCORE_LIMIT:
@@ -74,7 +83,15 @@ def compare_scores(contender: Contender, data: Path, split: str, loader: Any, cu
     for kind, network in (("onnx", contender.onnx), ("pt", contender.model)):
         LOGGER.info(f"{contender.role} ({kind}):")
         folder = save_dir / f"{contender.role}_{kind}"
-        columns[kind] = ten_columns(network, data=data, split=split, loader=loader, device=device, save_dir=folder)
+        columns[kind] = ten_columns(
+            network,
+            data=data,
+            split=split,
+            loader=loader,
+            device=device,
+            save_dir=folder,
+            limits=thresholds(contender.model.yaml),
+        )
     contender.ap = columns["onnx"]["mAP"] - columns["pt"]["mAP"]
     if abs(contender.ap) > AP_LIMIT:
         contender.failed = f"mAP differs from PyTorch's by {contender.ap:+.2f} (limit {AP_LIMIT})"
@@ -105,4 +122,34 @@ def largest_differences(
         # np.maximum keeps NaN, which then fails every limit
         boxes = float(np.maximum(boxes, difference[:, :4].max()))
         scores = float(np.maximum(scores, difference[:, 4:].max()))
+    return boxes, scores
+
+
+@torch.no_grad()
+def final_differences(
+    model: nn.Module, outputs: Sequence[np.ndarray], batches: Sequence[np.ndarray], *, least: float = 0.05
+) -> tuple[float, float]:
+    """Like `largest_differences` for detections that are final, whose rows have no fixed order.
+
+    Every detection is compared with the nearest of its class in the other's; one that has none differs by infinity.
+
+    Args:
+        model: The network in evaluation mode and fp32, on the CPU.
+        outputs: What the ONNX file made of `batches`, each (B, N, 6): xyxy in pixels, score, class.
+        batches: The inputs.
+        least: Score from which a detection counts; those at the threshold may be on either side of it.
+    """
+    boxes = scores = 0.0
+    for found, images in zip(outputs, batches, strict=True):
+        expected = model(torch.from_numpy(images))[0].numpy()
+        if expected.shape != found.shape:
+            return float("inf"), float("inf")
+        for pair in zip(expected.astype(np.float64), found.astype(np.float64), strict=True):
+            for one, other in (pair, pair[::-1]):
+                for row in one[one[:, 4] >= least + SCORE_LIMIT]:
+                    same = other[(other[:, 5] == row[5]) & (other[:, 4] >= least - SCORE_LIMIT)]
+                    distance = np.abs(same[:, :4] - row[:4]).max(1) if len(same) else np.array([np.inf])
+                    nearest = int(distance.argmin())
+                    boxes = float(np.maximum(boxes, distance[nearest]))
+                    scores = float(np.maximum(scores, abs(same[nearest, 4] - row[4]) if len(same) else np.inf))
     return boxes, scores

@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.engine.model import Model
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import SETTINGS
 from ultralytics.utils.torch_utils import parse_device, select_device
 
-from gid_yolo.cfg import load_yaml
+from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.data.convert import prepare_data
 from gid_yolo.data.synthetic import synthetic_dataset
-from gid_yolo.engine.checkpoint import load_model
-from gid_yolo.engine.config import DEFAULTS, check_keys, check_values
+from gid_yolo.engine.checkpoint import is_checkpoint, load_model, no_autoinstall
+from gid_yolo.engine.config import DEFAULTS, check_keys, check_values, thresholds, yolo_defaults
 from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
 from gid_yolo.engine.exporter import GIDExporter
 from gid_yolo.engine.predictor import GIDPredictor
 from gid_yolo.engine.teacher import resolve_teacher
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.validator import GIDValidator
+from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError, some
 
 
@@ -28,8 +31,8 @@ class GID(Model):
     """A detector to train, evaluate, run and deploy.
 
     Args:
-        model: A model name (`retina_nano`), a model yaml, a checkpoint (`best.pt`), or an ONNX file to validate and
-            predict with.
+        model: A model name (`retina_nano`), a model yaml, a YOLO yaml of Ultralytics (`yolo11n.yaml`), a checkpoint
+            (`best.pt`), or an ONNX file to validate and predict with.
         task: Always `detect`; taken for Ultralytics' sake.
         verbose: Log a summary of a new model.
 
@@ -46,18 +49,22 @@ class GID(Model):
         super().__init__(model=name, task="detect", verbose=verbose)
 
     def _new(self, cfg: str, task: str | None = None, verbose: bool = False) -> None:
-        config = cfg if Path(cfg).is_file() else Path(cfg).stem
-        self.cfg = str(config)
         self.task = "detect"
-        self.model = GIDDetectionModel(config, verbose=verbose)
+        if (yolo := yolo_config(cfg)) is not None:
+            self.cfg, defaults = cfg, yolo_defaults()
+            self.model = DetectionModel(yolo, verbose=verbose)
+        else:
+            config = cfg if Path(cfg).is_file() else Path(cfg).stem
+            self.cfg, defaults = str(config), DEFAULTS
+            self.model = GIDDetectionModel(config, verbose=verbose)
         self.overrides.update(model=self.cfg, task=self.task)
-        self.model.args = {**DEFAULTS, **self.overrides}
+        self.model.args = {**defaults, **self.overrides}
         self.model_name = self.cfg
 
     def _load(self, weights: str, task: str | None = None) -> None:
-        if Path(weights).suffix != ".pt":
+        if not is_checkpoint(weights):
             if not Path(weights).is_file():
-                raise UserError(f"model={weights} does not exist: give a model name, a .pt or an .onnx file.")
+                raise UserError(f"model={weights} does not exist: give a model name, a .pt, .pth, .pkl or .onnx file.")
             super()._load(weights, task="detect")
             return
         self.model, self.ckpt = load_model(weights)
@@ -70,14 +77,19 @@ class GID(Model):
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
         """Ultralytics' hook: which class does what."""
+        yolo = is_yolo(self.model)
         return {
             "detect": {
-                "model": GIDDetectionModel,
-                "trainer": GIDTrainer,
+                "model": DetectionModel if yolo else GIDDetectionModel,
+                "trainer": YOLOTrainer if yolo else GIDTrainer,
                 "validator": GIDValidator,
                 "predictor": GIDPredictor,
             }
         }
+
+    def _thresholds(self) -> dict[str, float]:
+        """Score and NMS thresholds of the loaded model; those of `cfg/default.yaml` for an ONNX file."""
+        return thresholds(self.model.yaml if isinstance(self.model, DetectionModel) else {})
 
     def train(self, trainer: Any = None, **kwargs: Any) -> Any:
         """Train; with `teacher=`, distil. Arguments are Ultralytics' and those of `cfg/default.yaml`.
@@ -108,12 +120,12 @@ class GID(Model):
             Ultralytics' metrics; `self.columns` holds the ten columns.
         """
         check_keys(kwargs)
-        kwargs = {"iou": DEFAULTS["iou"], "conf": DEFAULTS["conf"], **kwargs}
+        kwargs = {**self._thresholds(), **kwargs}
         from gid_yolo.export.evaluate import read_data  # it resolves data with the function below
 
         check_values(kwargs)
         check_device(kwargs.get("device"))
-        trained = isinstance(self.model, GIDDetectionModel)
+        trained = isinstance(self.model, DetectionModel)
         data = kwargs.get("data") or self.overrides.get("data")
         if data is None and not trained:
             raise UserError(f"data= is missing: say on which data {self.model_name} is to be validated.")
@@ -137,7 +149,8 @@ class GID(Model):
         check_keys(kwargs)
         check_values(kwargs)
         check_device(kwargs.get("device"))
-        results = self._results(source, predictor, **{"iou": DEFAULTS["iou"], **kwargs})
+        own = {key: value for key, value in self._thresholds().items() if key == "iou"}
+        results = self._results(source, predictor, **{**own, **kwargs})
         return results if stream else list(results)
 
     def _results(self, source: Any, predictor: Any, **kwargs: Any) -> Iterator[Any]:
@@ -152,6 +165,9 @@ class GID(Model):
         check_keys(kwargs)
         check_values(kwargs)
         check_device(kwargs.get("device"))
+        if is_yolo(self.model):
+            with no_autoinstall():
+                return super().export(**{"format": "onnx", **kwargs})
         args = {"imgsz": self.model.args.get("imgsz", 640), "batch": 1, "device": None, "data": None}
         overrides = {**self.overrides, **args, "format": "onnx", **kwargs, "mode": "export"}
         return GIDExporter(overrides=overrides, _callbacks=self.callbacks)(model=self.model)
@@ -161,6 +177,25 @@ class GID(Model):
         from gid_yolo.export.benchmark import benchmark
 
         return benchmark(model=self.ckpt_path or self.model_name, **kwargs)
+
+
+def yolo_config(cfg: str) -> dict[str, Any] | None:
+    """Settings of an Ultralytics model yaml, a file or one that it ships; None for everything else.
+
+    Raises:
+        UserError: A yaml of Ultralytics that is no YOLO detector.
+    """
+    if Path(cfg).stem in model_names():
+        return None
+    try:
+        config = yaml_model_load(cfg)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict) or "head" not in config or "detector" in config:
+        return None
+    if (head := config["head"][-1][2]) not in {kind.__name__ for kind in YOLO_HEADS}:
+        raise UserError(f"model={cfg} ends in a {head} head: give the yaml of a YOLO detector, e.g. yolo11n.yaml.")
+    return config
 
 
 def check_device(device: Any) -> None:

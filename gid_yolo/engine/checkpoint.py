@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+from torch import nn
 from ultralytics.nn.distill_model import DistillationModel
-from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import checks
 
 from gid_yolo.cfg import model_names
+from gid_yolo.engine import foreign
 from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.distillable import is_yolo
 from gid_yolo.errors import UserError
 
 _DAMAGED = (
@@ -35,15 +38,22 @@ def no_autoinstall() -> Iterator[None]:
         checks.AUTOINSTALL = before
 
 
+def is_checkpoint(name: Any) -> bool:
+    """True where `name` is that of a file of weights, by its ending."""
+    return Path(str(name)).suffix.lower() in {".pt", *foreign.SUFFIXES}
+
+
 def load_any(path: str | Path, role: str = "model") -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint as it is: a detector, or the teacher-student model of an unfinished distillation.
 
     Raises:
-        UserError: No such file, or not a checkpoint of gid-yolo.
+        UserError: No such file, or neither a checkpoint of gid-yolo nor of a YOLO detector.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{role}={path} does not exist: give a checkpoint of gid-train, e.g. runs/.../weights/best.pt.")
+    if path.suffix in foreign.SUFFIXES:
+        return foreign.load_foreign(path, role), {"source": str(path)}
     try:
         with no_autoinstall():
             model, ckpt = load_checkpoint(path)
@@ -53,19 +63,20 @@ def load_any(path: str | Path, role: str = "model") -> tuple[Any, dict[str, Any]
             f"{role}={path} is not a checkpoint of gid-train ({type(error).__name__}: {reason}): give another file."
         ) from error
     inner = model.student_model if isinstance(model, DistillationModel) else model
-    if not isinstance(inner, GIDDetectionModel):
+    if not isinstance(inner, GIDDetectionModel) and not is_yolo(inner):
         raise UserError(
-            f"{role}={path} holds a {type(inner).__name__}, not a detector of gid-yolo: "
-            f"train one with gid-train, from {', '.join(model_names())}."
+            f"{role}={path} holds a {type(inner).__name__}, neither a detector of gid-yolo nor a YOLO detector: "
+            f"train one with gid-train, from {', '.join(model_names())} or a YOLO yaml."
         )
     return model, ckpt
 
 
-def load_model(path: str | Path, role: str = "model") -> tuple[GIDDetectionModel, dict[str, Any]]:
+def load_model(path: str | Path, role: str = "model") -> tuple[DetectionModel, dict[str, Any]]:
     """Load a detector from a checkpoint; of an unfinished distillation, the student.
 
     Args:
-        path: A `.pt` file that gid-yolo's trainer wrote.
+        path: A `.pt` file that gid-yolo's trainer wrote, or Ultralytics' for a YOLO detector; or a file of
+            torchvision's or detectron2's weights (`.pth`, `.pkl`).
         role: What the file is for (`model`, `teacher`), to name it in an error.
 
     Returns:
@@ -82,7 +93,12 @@ def load_model(path: str | Path, role: str = "model") -> tuple[GIDDetectionModel
     return model, ckpt
 
 
-def fingerprint(model: GIDDetectionModel) -> str:
+def record_of(model: nn.Module) -> dict[str, Any]:
+    """What produced a checkpoint's weights, as our trainers note it; nothing for one that Ultralytics wrote."""
+    return getattr(model, "record", {})
+
+
+def fingerprint(model: nn.Module) -> str:
     """The first 16 digits of the SHA-256 of all weights in half precision, the precision checkpoints keep."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

@@ -24,6 +24,7 @@ _NOT_NEGATIVE = (
 )
 _POSITIVE_INT = ("gid_roi_size", "gid_adapt_kernel", "gid_top_k", "teacher_sample")
 MIN_IMGSZ = 64
+YOLO_VALIDATION_CONF = 0.001  # what Ultralytics' validator takes where none is given
 
 
 def model_defaults(config: dict[str, Any]) -> dict[str, Any]:
@@ -31,6 +32,22 @@ def model_defaults(config: dict[str, Any]) -> dict[str, Any]:
     train = config.get("train") or {}
     check_keys(train)
     return {**DEFAULTS, **train}
+
+
+def yolo_defaults() -> dict[str, Any]:
+    """Defaults for Ultralytics' own models: Ultralytics', and those of the distillation."""
+    return {**DEFAULT_CFG_DICT, **{key: _FILE[key] for key in OWN_KEYS}}
+
+
+def thresholds(config: Mapping[str, Any]) -> dict[str, float]:
+    """Score and NMS thresholds, `conf` and `iou`, that a model of these settings is evaluated with.
+
+    Our detectors' are the field's (`cfg/default.yaml`, or the `train:` part of the model's yaml), YOLO's Ultralytics'.
+    """
+    if "head" in config:  # a yaml of Ultralytics
+        return {"conf": YOLO_VALIDATION_CONF, "iou": DEFAULT_CFG_DICT["iou"]}
+    defaults = model_defaults(dict(config))
+    return {key: defaults[key] for key in ("conf", "iou")}
 
 
 def check_keys(args: dict[str, Any]) -> None:

@@ -18,8 +18,9 @@ from gid_yolo.errors import UserError
 class GIDExporter(Exporter):
     """Writes ONNX files in Ultralytics' layout and metadata.
 
-    Input `images` (B, 3, H, W), RGB in [0, 1], normalised inside the graph; output `output0` (B, 4 + nc, R), xywh in
-    input pixels and class probabilities, NMS left to the caller.
+    Input `images` (B, 3, H, W), RGB in [0, 1], normalised inside the graph. Output `output0`: of dense detectors
+    (B, 4 + nc, R), xywh in input pixels and class confidences, NMS left to the caller; of Faster R-CNN (B, N, 6), xyxy
+    in input pixels, score and class, final.
     """
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
@@ -37,5 +38,7 @@ class GIDExporter(Exporter):
         with no_autoinstall():  # what the export needs is declared
             path = super().__call__(model)
         names: Any = model.names
-        LOGGER.info(f"ONNX file: {Path(path).resolve()}, output0 (batch, 4 + {len(names)}, boxes), NMS left outside")
+        final = "(batch, detections, 6): x1, y1, x2, y2, score, class; NMS inside"
+        layout = final if getattr(model, "end2end", False) else f"(batch, 4 + {len(names)}, boxes), NMS left outside"
+        LOGGER.info(f"ONNX file: {Path(path).resolve()}, output0 {layout}")
         return path

@@ -6,21 +6,22 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, ops
 from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.coco_eval import CocoAccumulator
-from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.teacher import count_images, loaded_share
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.errors import UserError
 
 if TYPE_CHECKING:
-    from gid_yolo.engine.trainer import GIDTrainer
+    from gid_yolo.engine.distillation_trainer import DistillationTrainer
 
 
-def check_alignment(teacher: GIDDetectionModel, student: GIDDetectionModel, size: int = 128) -> int:
+def check_alignment(teacher: DetectionModel, student: DetectionModel, size: int = 128) -> int:
     """Check that both models' predictions correspond one to one, on a blank image of `size` px.
 
     Returns:
@@ -29,18 +30,19 @@ def check_alignment(teacher: GIDDetectionModel, student: GIDDetectionModel, size
     Raises:
         UserError: Another kind of detector, another number of predictions, or other anchors.
     """
-    kinds = teacher.detector.family, student.detector.family
+    views = distillable(teacher), distillable(student)
+    kinds = views[0].family, views[1].family
     if kinds[0] != kinds[1]:
         raise UserError(
             f"the teacher is a {kinds[0]} and the student a {kinds[1]}: give both the same kind of detector."
         )
     priors = []
-    for model in (teacher, student):
+    for model, view in zip((teacher, student), views, strict=True):
         weight = next(model.parameters())
         training = model.training
         with torch.no_grad():
             model.eval()
-            priors.append(model.raw(weight.new_zeros(1, 3, size, size))[1].priors.cpu())
+            priors.append(view.raw(weight.new_zeros(1, 3, size, size))[1].priors.cpu())
             model.train(training)
     if priors[0].shape != priors[1].shape:
         raise UserError(
@@ -52,7 +54,7 @@ def check_alignment(teacher: GIDDetectionModel, student: GIDDetectionModel, size
     return len(priors[0])
 
 
-def report(trainer: GIDTrainer) -> None:
+def report(trainer: DistillationTrainer) -> None:
     """Log the table of what is about to happen.
 
     Raises:
@@ -60,7 +62,7 @@ def report(trainer: GIDTrainer) -> None:
     """
     model = unwrap_model(trainer.model)
     student = model.student_model if isinstance(model, TeacherStudentModel) else model
-    rows = [("student", _describe(student)), ("student backbone", _source(student, trainer))]
+    rows = [("student", _describe(student)), ("student weights", trainer.initialised_from(student))]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows.append(("trained", f"{trainable / 1e6:.2f} M parameters, {len(trainer.args.freeze or [])} parts frozen"))
     rows.append(("data", f"{trainer.args.data}, {student.nc} classes"))
@@ -73,7 +75,7 @@ def report(trainer: GIDTrainer) -> None:
     LOGGER.info("\nPreflight\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in rows) + "\n")
 
 
-def _counted(trainer: GIDTrainer, split: str) -> str:
+def _counted(trainer: DistillationTrainer, split: str) -> str:
     """How many images a split gives, and how many of its files Ultralytics skipped (it named each as it read them)."""
     used = len((trainer.train_loader if split == "train" else trainer.test_loader).dataset)
     files = count_images(trainer.data["train" if split == "train" else trainer.args.split])
@@ -82,26 +84,12 @@ def _counted(trainer: GIDTrainer, split: str) -> str:
     return f"{used} of {files}: {files - used} COULD NOT BE USED, each is named above"
 
 
-def _describe(model: GIDDetectionModel) -> str:
+def _describe(model: DetectionModel) -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    return f"{model.detector.family} on {model.yaml['backbone']}, {millions:.2f} M parameters"
+    return f"{distillable(model).describe()}, {millions:.2f} M parameters"
 
 
-def _source(student: GIDDetectionModel, trainer: GIDTrainer) -> str:
-    if trainer.resume:
-        return f"resumed from {trainer.args.model}"
-    if path := getattr(student, "pt_path", None):
-        return f"from the checkpoint {path}"
-    source = student.detector.backbone.source
-    if source.failed:
-        LOGGER.warning(
-            f"THE BACKBONE STARTS FROM RANDOM WEIGHTS: {source.text}. "
-            "Give backbone_weights=FILE to load them from disk, or backbone_weights=False if this is meant."
-        )
-    return source.text
-
-
-def _teacher_rows(trainer: GIDTrainer, model: TeacherStudentModel) -> list[tuple[str, str]]:
+def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> list[tuple[str, str]]:
     teacher, student, args = model.teacher_model, model.student_model, trainer.args
     original, _ = load_model(args.teacher, "teacher")  # the one in use has its batch norms folded
     loaded, wanted = loaded_share(original)
@@ -132,17 +120,17 @@ def _teacher_rows(trainer: GIDTrainer, model: TeacherStudentModel) -> list[tuple
     ]
 
 
-def _mapping(teacher: GIDDetectionModel, student: GIDDetectionModel, index: list[int]) -> str:
+def _mapping(teacher: DetectionModel, student: DetectionModel, index: list[int]) -> str:
     pairs = [f"{student.names[i]}={j}" for i, j in enumerate(index)]
     shown = ", ".join(pairs[:6]) + (", ..." if len(pairs) > 6 else "")
     return f"{len(pairs)} of {teacher.nc} mapped by name (student class = teacher index: {shown})"
 
 
 @torch.no_grad()
-def teacher_columns(trainer: GIDTrainer, model: TeacherStudentModel) -> tuple[dict[str, float], int]:
+def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) -> tuple[dict[str, float], int]:
     """The paper's ten columns of the teacher on the first `teacher_sample` validation images, and their number."""
     accumulator, validator, device = CocoAccumulator(), trainer.validator, trainer.device
-    teacher = model.teacher_model.detector
+    teacher = distillable(model.teacher_model)
     validator.device, validator.end2end = device, teacher.end2end
     student_class = torch.arange(teacher.num_classes, device=device)  # of each of the teacher's; -1 where it has none
     if model.class_index is not None:
@@ -151,7 +139,7 @@ def teacher_columns(trainer: GIDTrainer, model: TeacherStudentModel) -> tuple[di
     with torch.random.fork_rng():  # a distilled run must draw the same numbers as a plain one
         for batch in trainer.test_loader:
             batch = validator.preprocess(batch)
-            found = validator.postprocess(teacher(batch["img"].float()))
+            found = validator.postprocess(teacher.detections(batch["img"].float()))
             for i, pred in enumerate(found):
                 labels = student_class[pred["cls"].long()]
                 known = labels >= 0
@@ -172,7 +160,7 @@ def teacher_columns(trainer: GIDTrainer, model: TeacherStudentModel) -> tuple[di
     return accumulator.columns(model.student_model.nc), len(accumulator.images)
 
 
-def first_step(trainer: GIDTrainer) -> None:
+def first_step(trainer: DistillationTrainer) -> None:
     """After the first training step: every distillation term that is on must have a value and a gradient.
 
     Raises:

@@ -8,23 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, SETTINGS, YAML
 
 from gid_yolo.cfg import load_yaml, model_names
-from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine import foreign
+from gid_yolo.engine.checkpoint import is_checkpoint, load_model
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError, some
 
 
-def loaded_share(teacher: GIDDetectionModel) -> tuple[int, int]:
+def loaded_share(teacher: DetectionModel) -> tuple[int, int]:
     """How many of the tensors that the teacher's settings call for its checkpoint holds with the right shape."""
-    fresh = GIDDetectionModel(teacher.yaml, nc=teacher.nc, verbose=False).state_dict()
+    fresh = type(teacher)(teacher.yaml, nc=len(teacher.names), verbose=False).state_dict()
     held = teacher.state_dict()
     return sum(key in held and held[key].shape == value.shape for key, value in fresh.items()), len(fresh)
 
 
 def map_classes(teacher: dict[int, str], student: dict[int, str]) -> Tensor | None:
-    """The teacher's class for each of the student's, by name.
+    """The teacher's class for each of the student's, by name; in their order where the teacher's have no names.
 
     Returns:
         (C,) indices, or None where both lists are the same.
@@ -35,6 +37,8 @@ def map_classes(teacher: dict[int, str], student: dict[int, str]) -> Tensor | No
     if list(teacher.values()) == list(student.values()):
         return None
     index = {name.strip().lower(): i for i, name in teacher.items()}
+    if unnamed := _in_order(teacher, len(student)):
+        return torch.tensor(unnamed)
     if missing := [name for name in student.values() if name.strip().lower() not in index]:
         raise UserError(
             f"the teacher knows {len(teacher)} classes ({some(teacher.values())}) but not {some(missing)} of "
@@ -43,11 +47,19 @@ def map_classes(teacher: dict[int, str], student: dict[int, str]) -> Tensor | No
     return torch.tensor([index[name.strip().lower()] for name in student.values()])
 
 
+def _in_order(teacher: dict[int, str], count: int) -> list[int]:
+    """The classes of a teacher without names, if they are `count`, or one more of which the first is nothing's."""
+    if list(teacher.values()) != [foreign.UNNAMED.format(i) for i in range(len(teacher))]:
+        return []
+    first = len(teacher) - count
+    return list(range(first, len(teacher))) if first in (0, 1) else []
+
+
 def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any]) -> Path:
     """Path of the teacher's checkpoint; a name is looked up, and trained first where nothing is found.
 
     Args:
-        teacher: A checkpoint, or a model name.
+        teacher: A file of weights, or a model name.
         data: Path of the data yaml.
         args: Arguments of the student's run; a teacher that must be trained takes over those that define the budget.
 
@@ -55,13 +67,14 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
         UserError: Neither a file nor a known model.
     """
     path = Path(teacher)
-    if path.suffix == ".pt":
+    if is_checkpoint(path):
         load_model(path, "teacher")  # fail before anything is trained
         return path.resolve()
     name = str(teacher)
     if name not in model_names():
         raise UserError(
-            f"teacher={teacher} is neither a checkpoint (.pt) nor a known model ({', '.join(model_names())})."
+            f"teacher={teacher} is neither a file of weights (.pt, .pth, .pkl) nor a known model "
+            f"({', '.join(model_names())})."
         )
     local = Path(f"{name}.pt")
     if local.is_file():

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import copy_attr
 
 from gid_yolo.distill import GIDLoss
-from gid_yolo.engine.detection_model import GIDDetectionModel, batch_targets, raw_outputs
+from gid_yolo.engine.distillable import Distillable, distillable
 from gid_yolo.ops.structures import GeneralInstances
 
 
@@ -22,16 +23,16 @@ class TeacherStudentModel(DistillationModel):
     into checkpoints, and `train()` cannot reach it.
 
     Args:
-        student: The model to train.
-        teacher: The trained model; frozen here.
+        student: The model to train, ours or a YOLO detector.
+        teacher: The trained model, of the same kind; frozen here.
         projector: The distillation loss with its adaptation layer (Ultralytics' name for it).
         class_index: (C,) teacher's class for each of the student's; None where they are the same.
     """
 
     def __init__(
         self,
-        student: GIDDetectionModel,
-        teacher: GIDDetectionModel,
+        student: DetectionModel,
+        teacher: DetectionModel,
         projector: GIDLoss,
         class_index: Tensor | None = None,
     ) -> None:
@@ -39,7 +40,9 @@ class TeacherStudentModel(DistillationModel):
         self.student_model = student
         self.projector = projector
         self.class_index = class_index
-        self.__dict__["teacher_model"] = freeze_teacher(teacher)  # past nn.Module's registration
+        frozen = freeze_teacher(teacher)
+        self.__dict__["teacher_model"] = frozen  # past nn.Module's registration
+        self.views: tuple[Distillable, Distillable] | None = distillable(frozen), distillable(student)
         self.instances: GeneralInstances | None = None  # of the last training batch
         self.probe: dict[str, tuple[float, float]] | None = None  # preflight: set to {} to record one step
         copy_attr(self, student, exclude=("criterion",))
@@ -50,7 +53,7 @@ class TeacherStudentModel(DistillationModel):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the teacher and the last batch, for the EMA's copy and for checkpoints."""
         state = self.__dict__.copy()
-        state.update(teacher_model=None, instances=None, probe=None)
+        state.update(teacher_model=None, views=None, instances=None, probe=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -72,33 +75,34 @@ class TeacherStudentModel(DistillationModel):
         """Equation 9 on a training batch; in validation the task loss, with the distillation terms as 0.
 
         Returns:
-            The loss to minimise, scaled as `GIDDetectionModel.loss` says, and the unscaled named parts.
+            The loss to minimise, in the scale of the student's own, and the named parts as they are logged.
         """
         student = self.student_model
         if preds is None:
             preds = student(batch["img"])
+        loss, items = student.loss(batch, preds)
         if not self.training:
-            loss, items = student.loss(batch, preds)
             return loss, {**items, **{name: loss.new_zeros(()) for name in self.term_names}}
-        features, raw = raw_outputs(preds)
-        image_size = tuple(batch["img"].shape[-2:])
-        parts = student.detector.loss(features, raw, batch_targets(batch), image_size)
+        if self.views is None:
+            raise RuntimeError("this copy of the model has no teacher, so it cannot train.")
+        teacher_view, view = self.views
+        features, raw = view.outputs(preds)
         with torch.no_grad():
-            teacher_features, teacher_raw = self.teacher_model.raw(batch["img"])
+            teacher_features, teacher_raw = teacher_view.raw(batch["img"])
         terms, self.instances = self.projector(
             teacher_features,
             features,
             teacher_raw.select_classes(self.class_index),
             raw,
-            functions=student.detector,
-            strides=student.detector.strides,
-            image_size=image_size,
+            functions=view.functions,
+            strides=view.strides,
+            image_size=tuple(batch["img"].shape[-2:]),
         )
+        scale = view.loss_scale(batch)
         if self.probe is not None:
-            self.probe = probe_terms({"task": torch.stack(list(parts.values())).sum(), **terms}, features)
-        parts = {**parts, **terms}
-        total = torch.stack(list(parts.values())).sum() * student.loss_scale(batch)
-        return total, {name: value.detach() for name, value in parts.items()}
+            self.probe = probe_terms({"task": loss.sum() / scale, **terms}, features)
+        total = loss.sum() + sum(terms.values()) * scale
+        return total, {**items, **{name: value.detach() for name, value in terms.items()}}
 
     @property
     def term_names(self) -> list[str]:
@@ -107,15 +111,30 @@ class TeacherStudentModel(DistillationModel):
         return [names[key] for key, weight in self.projector.weights.items() if weight]
 
     @property
-    def criterion(self) -> None:
-        """There is none, see `GIDDetectionModel.init_criterion`."""
-        return
+    def criterion(self) -> Any:
+        """The student's: YOLO has one, whose schedule the trainer advances; our detectors have none."""
+        return self.student_model.criterion
 
     @criterion.setter
     def criterion(self, value: Any) -> None:
-        """Ultralytics clears it before saving."""
+        """Set the student's: Ultralytics clears it before saving."""
+        self.student_model.criterion = value
 
-    def fuse(self, verbose: bool = True, imgsz: int | list[int] = 640) -> GIDDetectionModel:
+    @property
+    def end2end(self) -> bool:
+        """The student's: whether its detections need no NMS."""
+        return self.student_model.end2end
+
+    @end2end.setter
+    def end2end(self, value: bool) -> None:
+        """The validator selects a YOLO's branch by it; our detectors have but one."""
+        self.student_model.end2end = value
+
+    def init_criterion(self) -> Any:
+        """The student's, which Ultralytics rebuilds when it resumes a YOLO with two branches."""
+        return self.student_model.init_criterion()
+
+    def fuse(self, verbose: bool = True, imgsz: int | list[int] = 640) -> DetectionModel:
         """The fused student alone."""
         return self.student_model.fuse(verbose=verbose, imgsz=imgsz)
 
@@ -124,9 +143,10 @@ class TeacherStudentModel(DistillationModel):
         return self.student_model.info(**kwargs)
 
 
-def freeze_teacher(teacher: GIDDetectionModel) -> GIDDetectionModel:
+def freeze_teacher(teacher: DetectionModel) -> DetectionModel:
     """Put a teacher into its state for good: eval mode, batch norms folded, no gradients, fp32."""
     teacher = copy.deepcopy(teacher).float().eval()
+    teacher.end2end = False  # before the fuse, which drops the branch that is not in use: one-to-many is compared
     teacher.fuse(verbose=False)
     teacher.to(memory_format=torch.channels_last)  # a third off its forward pass on a CPU, Tensor Cores on CUDA
     for parameter in teacher.parameters():

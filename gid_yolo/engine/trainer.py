@@ -1,129 +1,53 @@
-"""Ultralytics' training loop for our detectors, plain or under a teacher."""
+"""The trainer of our detectors."""
 
 from __future__ import annotations
 
 import math
-from copy import copy
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.cfg import get_cfg
-from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.nn.distill_model import DistillationModel
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
-from gid_yolo._version import __version__
-from gid_yolo.distill import GIDLoss
-from gid_yolo.engine import preflight
-from gid_yolo.engine.checkpoint import fingerprint, load_any, load_model
-from gid_yolo.engine.config import check_keys, check_values, configured_model, model_defaults
+from gid_yolo.detectors.build import PRIOR_SETTINGS
+from gid_yolo.engine.checkpoint import is_checkpoint, load_model
+from gid_yolo.engine.config import configured_model, model_defaults
 from gid_yolo.engine.detection_model import GIDDetectionModel
-from gid_yolo.engine.teacher import map_classes
-from gid_yolo.engine.teacher_student import TeacherStudentModel
-from gid_yolo.engine.validator import GIDValidator
+from gid_yolo.engine.distillation_trainer import DistillationTrainer
 from gid_yolo.errors import UserError
 
 
-class GIDTrainer(DetectionTrainer):
-    """Trains a detector; under `teacher=`, by general instance distillation.
+class GIDTrainer(DistillationTrainer):
+    """Trains one of our detectors, plainly or under `teacher=`.
 
-    Data, augmentation, EMA, logging, plots, early stop, resume and checkpoints are Ultralytics'. Added here: our
-    defaults, the teacher, the preflight checks, a learning rate for the backbone, and an EMA that fits short runs.
-
-    Args:
-        cfg: Not used (Ultralytics' launcher passes its own defaults); the defaults come from `cfg/` and the model.
-        overrides: Arguments of the run.
-        _callbacks: Ultralytics' callbacks.
+    Added to `DistillationTrainer`: the defaults that suit these detectors, their backbones' weights and frozen parts,
+    a learning rate for the backbone, and an EMA that fits short runs.
     """
 
-    model: Any  # a name before setup_model, then the network
-
-    def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
-        overrides = dict(overrides or {})
-        check_keys(overrides)
-        self.model_record: dict[str, Any] = {}
-        self.adaptation_state: dict[str, torch.Tensor] | None = None
-        defaults = model_defaults({} if overrides.get("resume") else _model_settings(overrides.get("model")))
-        try:
-            check_values(vars(get_cfg(defaults, overrides)))
-        except (TypeError, ValueError) as error:
-            raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
-        super().__init__(defaults, overrides, _callbacks)
-        if RANK in {-1, 0} and not self.resume:  # its presence says that a run is finished
-            (self.save_dir / "coco_metrics.json").unlink(missing_ok=True)
-        if self.distilling and self.batch_size < 1:
-            raise UserError(f"batch={self.batch_size} cannot be found automatically with a teacher: give a number.")
-
-    def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Ultralytics' check; besides, `teacher=` may name the file's new place (its fingerprint is compared)."""
-        super().check_resume(overrides)
-        if self.resume and overrides.get("teacher"):
-            self.args.teacher = overrides["teacher"]
-
-    # Data -------------------------------------------------------------------------------------------------------------
-
-    def get_dataset(self) -> dict[str, Any]:
-        """Ultralytics' data description; a UserError where there is none."""
-        try:
-            return super().get_dataset()
-        except RuntimeError as error:
-            raise UserError(f"data={self.args.data} cannot be used: {' '.join(str(error).split())}") from error
-
-    def _build_train_pipeline(self) -> None:
-        super()._build_train_pipeline()
-        if not any(len(label["cls"]) for label in self.train_loader.dataset.labels):
-            raise UserError(
-                f"data={self.args.data} has no boxes in its train split ({self.data['train']}): check that labels/ "
-                "lies beside images/ and that its files are not empty."
-            )
-
-    # Model ------------------------------------------------------------------------------------------------------------
-
-    @property
-    def distilling(self) -> bool:
-        """True where a teacher is given and not turned off."""
-        teacher = getattr(self.args, "teacher", None)  # a finished run's checkpoint has lost our arguments
-        return bool(teacher) and self.args.distill != "none"
-
-    def setup_model(self) -> dict[str, Any] | None:
-        """Build the student, from the checkpoint where one is given or resumed.
-
-        Returns:
-            The checkpoint to resume from, or None.
-        """
-        if isinstance(self.model, nn.Module):
-            return None
-        cfg, weights, ckpt = self.model, None, None
-        if str(self.model).endswith(".pt"):
-            weights, ckpt = load_any(self.model)
-            if isinstance(weights, DistillationModel):  # an interrupted distillation
-                self.adaptation_state = weights.projector.state_dict()
-                weights = weights.student_model
-            cfg = weights.yaml
-            if self.resume and ckpt.get("optimizer") is None:
-                raise UserError(f"resume={self.model} is a finished run, there is nothing to resume: start a new one.")
-            if self.resume:
-                self.model_record = weights.record
-        if not self.resume:
-            if isinstance(self.args.pretrained, str | Path):
-                weights, _ = load_model(self.args.pretrained, "pretrained")
-            elif self.args.pretrained is False:
-                weights = None
-        self.model = self.get_model(cfg=cfg, weights=weights, verbose=RANK in {-1, 0})
-        return ckpt
+    @staticmethod
+    def defaults_for(model: Any) -> dict[str, Any]:
+        """Ultralytics' defaults, those of `cfg/` over them, and the model's own over all."""
+        if model is None:
+            return model_defaults({})
+        return model_defaults(load_model(model)[0].yaml if is_checkpoint(model) else configured_model(model, {}))
 
     def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> GIDDetectionModel:
         """Build a detector for the data's classes and load `weights` or the backbone's."""
         config = configured_model(cfg, vars(self.args))
+        if weights is None and self.distilling:
+            config = self._with_teachers_anchors(config)
         channels, classes = self.data["channels"], self.data["nc"]
         model = GIDDetectionModel(config, channels, classes, verbose, load_backbone=weights is None)
         if weights is not None:
             model.load(weights)
             return model
         source = model.detector.backbone.source
+        if source.failed:
+            LOGGER.warning(
+                f"THE BACKBONE STARTS FROM RANDOM WEIGHTS: {source.text}. "
+                "Give backbone_weights=FILE to load them from disk, or backbone_weights=False if this is meant."
+            )
         if not source.loaded and (config.get("freeze_bn") or config.get("frozen_stages")):
             if self.args.freeze_bn or self.args.frozen_stages:
                 LOGGER.warning("freeze_bn or frozen_stages freezes random weights: they will never be trained.")
@@ -134,86 +58,42 @@ class GIDTrainer(DetectionTrainer):
             model.detector.backbone.source = source
         return model
 
+    def _with_teachers_anchors(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a new student with the teacher's anchors, without which nothing can be compared."""
+        teacher = load_model(self.args.teacher, "teacher")[0].yaml
+        if teacher.get("detector") != config["detector"]:
+            return config  # refused by the preflight
+        own, theirs = config.get("settings") or {}, teacher.get("settings") or {}
+        changed = {key: theirs.get(key) for key in PRIOR_SETTINGS if own.get(key) != theirs.get(key)}
+        if not changed:
+            return config
+        settings = {key: value for key, value in own.items() if key not in PRIOR_SETTINGS}
+        settings |= {key: theirs[key] for key in PRIOR_SETTINGS if key in theirs}
+        LOGGER.warning(
+            f"the student's anchors become the teacher's, so that their predictions correspond: {changed}. "
+            "Train a plain student to compare with from the distilled one's yaml settings."
+        )
+        return {**config, "settings": settings}
+
     def set_model_attributes(self) -> None:
-        """Attach the data's names and the arguments, freeze what the settings freeze, and wrap for distillation."""
+        """Freeze what the settings freeze, besides what every trainer attaches."""
         student = self.model
         if self.device.type == "cpu":  # Ultralytics does this on CUDA only; here it saves a quarter of a step
             student.to(memory_format=torch.channels_last)
         super().set_model_attributes()
         self.args.freeze = sorted({*_freeze_names(self.args.freeze, student), *student.frozen_names}) or None
-        student.record = self._record(student)
-        if self.distilling:
-            self.model = self._with_teacher(student)
 
-    def _with_teacher(self, student: GIDDetectionModel) -> TeacherStudentModel:
-        """Student and teacher side by side.
-
-        Raises:
-            UserError: The teacher is missing, changed since the run began, or does not fit the student.
-        """
-        teacher, _ = load_model(self.args.teacher, "teacher")
-        digest = fingerprint(teacher)
-        if (before := student.record.get("teacher_fingerprint")) not in (None, digest):
-            raise UserError(
-                f"teacher={self.args.teacher} is not the teacher this run began with (fingerprint {digest}, "
-                f"then {before}): put the old file back, or start a new run."
-            )
-        student.record["teacher_fingerprint"] = digest
-        preflight.check_alignment(teacher, student)
-        args = self.args
-        projector = GIDLoss(
-            student.detector.fpn_channels,
-            teacher.detector.fpn_channels,
-            top_k=args.gid_top_k,
-            iou_threshold=args.gid_iou,
-            weights={"feature": args.gid_feature, "relation": args.gid_relation, "response": args.gid_response},
-            alpha=args.gid_alpha,
-            beta=args.gid_beta,
-            roi_size=args.gid_roi_size,
-            feature_normalize=args.gid_normalize,
-            relation_reduction=args.gid_reduction,
-            adapt_kernel=args.gid_adapt_kernel,
-        )
-        if self.adaptation_state is not None:
-            projector.load_state_dict(self.adaptation_state)
-        model = TeacherStudentModel(student, teacher, projector, map_classes(teacher.names, student.names))
-        return model.to(self.device)
-
-    def _record(self, student: GIDDetectionModel) -> dict[str, Any]:
-        """What makes this run what it is, kept in the checkpoint; a resumed run keeps the record it began with."""
-        if self.model_record:
-            return self.model_record
-        keys = (
-            "model",
-            "data",
-            "epochs",
-            "batch",
-            "imgsz",
-            "seed",
-            "optimizer",
-            "lr0",
-            "fraction",
-            "teacher",
-            "distill",
-        )
-        record = {key: getattr(self.args, key) for key in keys}
-        started_from = getattr(student, "pt_path", None) or student.detector.backbone.source.text
-        return {**record, "initialised_from": str(started_from), "version": __version__}
-
-    def get_validator(self) -> GIDValidator:
-        """The validator of the training loop and of the final evaluation."""
-        return GIDValidator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+    def initialised_from(self, student: GIDDetectionModel) -> str:
+        """Where the student's first weights come from, in one line."""
+        if self.resume or getattr(student, "pt_path", None):
+            return super().initialised_from(student)
+        return f"backbone {student.detector.backbone.source.text}, the rest random"
 
     # Loop -------------------------------------------------------------------------------------------------------------
 
     def _setup_train(self) -> None:
         super()._setup_train()
         self._fit_ema()
-        if RANK in {-1, 0}:
-            preflight.report(self)
-            if self.distilling:
-                unwrap_model(self.model).probe = {}
-                self.add_callback("on_train_batch_end", preflight.first_step)
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)  # builds a new EMA
@@ -279,12 +159,3 @@ def _freeze_names(freeze: Any, student: GIDDetectionModel) -> list[str]:
         if not any(f"model.{name}." in key for key, _ in student.named_parameters()):
             raise UserError(f"freeze={freeze}: there is no part '{name}'; e.g. 0.backbone, 0.neck, 0.head.")
     return names
-
-
-def _model_settings(model: Any) -> dict[str, Any]:
-    """Settings of the model a run names; a checkpoint carries its own."""
-    if model is None:
-        raise UserError("model= is missing: give a name such as retina_nano, a yaml, or a checkpoint.")
-    if str(model).endswith(".pt"):
-        return load_model(model)[0].yaml
-    return configured_model(model, {})

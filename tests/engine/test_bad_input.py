@@ -85,14 +85,14 @@ def test_data_without_boxes(capsys, tmp_path):
 
 def test_teacher_name_that_is_unknown(capsys, data):
     text = sentence(capsys, "train", f"data={data}", "teacher=retina_r1001", *FAST)
-    assert "neither a checkpoint (.pt) nor a known model" in text
+    assert "neither a file of weights (.pt, .pth, .pkl) nor a known model" in text
 
 
 def test_teacher_file_that_is_missing(capsys, data):
     assert "teacher=gone.pt does not exist" in sentence(capsys, "train", f"data={data}", "teacher=gone.pt", *FAST)
 
 
-@pytest.mark.parametrize("kind", ["html", "empty", "tensor", "state_dict", "truncated", "yolo"])
+@pytest.mark.parametrize("kind", ["html", "empty", "tensor", "state_dict", "truncated", "segmenter"])
 def test_teacher_file_that_is_no_checkpoint(capsys, data, tmp_path, teacher, kind):
     path = tmp_path / "bad.pt"
     if kind == "html":
@@ -108,10 +108,10 @@ def test_teacher_file_that_is_no_checkpoint(capsys, data, tmp_path, teacher, kin
     else:
         from ultralytics import YOLO
 
-        YOLO("yolo11n.yaml").save(path)
+        YOLO("yolo11n-seg.yaml").save(path)
     text = sentence(capsys, "train", f"data={data}", f"teacher={path}", *FAST)
     assert f"teacher={path}" in text
-    assert "not a checkpoint" in text or "not a detector of gid-yolo" in text
+    assert "not a checkpoint" in text or "neither a detector of gid-yolo nor a YOLO detector" in text
 
 
 def test_classes_that_do_not_fit_the_teacher(capsys, tmp_path, teacher):

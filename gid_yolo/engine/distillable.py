@@ -1,0 +1,174 @@
+"""What distillation needs to know of a model, the same for our detectors and for Ultralytics' YOLO."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.modules import Detect, v10Detect
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.metrics import bbox_iou
+
+from gid_yolo.distill.response import ResponseFunctions
+from gid_yolo.engine.detection_model import GIDDetectionModel, Outputs, raw_outputs
+from gid_yolo.errors import UserError
+from gid_yolo.ops.anchors import grid_anchors
+from gid_yolo.ops.dfl import decode_dfl
+from gid_yolo.ops.losses import soft_bce
+from gid_yolo.ops.points import points_inside
+from gid_yolo.ops.structures import RawPredictions
+
+YOLO_HEADS = (Detect, v10Detect)  # not their subclasses, which do more than detect
+
+
+class Distillable(ABC):
+    """A model seen by the distillation; it holds no weights of its own.
+
+    Attributes:
+        family: Kind of detector; only models of one kind can distil into each other.
+        strides: Pixels per cell of each pyramid level.
+        channels: Channels of the pyramid, one number a level where they differ.
+        num_classes: Classes C.
+        end2end: True where `detections` are final; else NMS is to follow.
+        functions: Mask and losses of response distillation.
+    """
+
+    family: str
+    strides: Sequence[int]
+    channels: int | Sequence[int]
+    num_classes: int
+    end2end: bool
+    functions: ResponseFunctions
+
+    @abstractmethod
+    def raw(self, images: Tensor) -> Outputs:
+        """Pyramid features and raw predictions of (B, 3, H, W) images in [0, 1]."""
+
+    @abstractmethod
+    def outputs(self, preds: Any) -> Outputs:
+        """Pyramid features and raw predictions out of what the model returned in training or in evaluation mode."""
+
+    @abstractmethod
+    def detections(self, images: Tensor) -> Tensor:
+        """Detections in Ultralytics' layout, of a model in evaluation mode."""
+
+    @abstractmethod
+    def loss_scale(self, batch: dict[str, Any]) -> float:
+        """What the model's own training loss of a batch is multiplied by."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The model in a few words."""
+
+
+def distillable(model: nn.Module) -> Distillable:
+    """The view of a model.
+
+    Raises:
+        UserError: A model that is neither ours nor a YOLO detector.
+    """
+    if isinstance(model, GIDDetectionModel):
+        return OwnDetector(model)
+    if is_yolo(model):
+        return YOLODetector(model)
+    raise UserError(f"a {type(model).__name__} cannot be distilled: give a detector of gid-yolo or a YOLO detector.")
+
+
+def is_yolo(model: Any) -> bool:
+    """True for Ultralytics' own detection models with a YOLO head."""
+    return isinstance(model, DetectionModel) and type(model.model[-1]) in YOLO_HEADS
+
+
+class OwnDetector(Distillable):
+    """One of our detectors."""
+
+    def __init__(self, model: GIDDetectionModel) -> None:
+        detector = model.detector
+        self.model = model
+        self.family, self.strides, self.channels = detector.family, detector.strides, detector.fpn_channels
+        self.num_classes, self.end2end = detector.num_classes, detector.end2end
+        self.functions = detector
+
+    def raw(self, images: Tensor) -> Outputs:
+        """Pyramid and raw predictions."""
+        return self.model.raw(images)
+
+    def outputs(self, preds: Any) -> Outputs:
+        """Pyramid and raw predictions out of the model's return value."""
+        return raw_outputs(preds)
+
+    def detections(self, images: Tensor) -> Tensor:
+        """Detections of the detector."""
+        return self.model.detector(images)
+
+    def loss_scale(self, batch: dict[str, Any]) -> float:
+        """B / nbs, see `GIDDetectionModel.loss`."""
+        return self.model.loss_scale(batch)
+
+    def describe(self) -> str:
+        """Kind and backbone."""
+        return f"{self.family} on {self.model.yaml['backbone']}"
+
+
+class YOLODetector(Distillable):
+    """A YOLO detector of Ultralytics: its head's inputs are the pyramid, its one-to-many branch the predictions.
+
+    The grid of all its families is the same: a point in the middle of every cell. A general instance is masked where
+    points lie inside its box (equation 7), classes are compared by BCE and boxes by CIoU, the losses of its task.
+    """
+
+    family = "yolo"
+    end2end = False  # of the one-to-many branch, which is what is compared
+
+    def __init__(self, model: DetectionModel) -> None:
+        head = model.model[-1]
+        self.model = model
+        self.strides = [int(s) for s in head.stride.tolist()]
+        self.num_classes: int = head.nc
+        self.cells = torch.tensor([[[0.0, 0, s, s]] for s in self.strides])  # (L, 1, 4)
+        training, weight = model.training, next(model.parameters())
+        with torch.no_grad():
+            blank = weight.new_zeros(1, 3, 2 * max(self.strides), 2 * max(self.strides))
+            self.channels = [x.shape[1] for x in self.outputs(model.eval()(blank))[0]]
+        model.train(training)
+        self.functions: ResponseFunctions = self
+
+    def raw(self, images: Tensor) -> Outputs:
+        """Inputs of the head and raw predictions."""
+        return self.outputs(self.model(images))
+
+    def outputs(self, preds: Any) -> Outputs:
+        """Inputs of the head and raw predictions out of the model's return value."""
+        parts = preds[1] if isinstance(preds, tuple) else preds
+        parts = parts.get("one2many", parts)
+        pyramid: list[Tensor] = list(parts["feats"])
+        self.cells = self.cells.to(pyramid[0].device)  # once: the model may have moved since
+        priors = grid_anchors(self.cells, pyramid, self.strides)
+        return pyramid, RawPredictions(parts["scores"].mT, parts["boxes"].mT, priors, decode_dfl)
+
+    def detections(self, images: Tensor) -> Tensor:
+        """Detections of the one-to-many branch, (B, 4 + C, R)."""
+        return self.model(images)[0]
+
+    def loss_scale(self, batch: dict[str, Any]) -> float:
+        """B: Ultralytics' own loss of a batch is that of an image times the batch size."""
+        return float(batch["img"].shape[0])
+
+    def describe(self) -> str:
+        """Family and size."""
+        return f"{self.family} {self.model.yaml.get('yaml_file', '')}".strip()
+
+    def response_mask(self, priors: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
+        """Equation 7: (B, R) True for points inside a GI box."""
+        return points_inside(priors, boxes, valid)
+
+    def response_cls_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
+        """(B, R) soft-target binary cross entropy, summed over classes."""
+        return soft_bce(student.logits, teacher.logits)
+
+    def response_reg_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
+        """(B, R) 1 - CIoU of the decoded boxes."""
+        return 1 - bbox_iou(student.boxes, teacher.boxes, xywh=False, CIoU=True).squeeze(-1)

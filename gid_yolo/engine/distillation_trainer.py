@@ -1,0 +1,194 @@
+"""What training under a teacher adds to Ultralytics' loop, for our detectors and for YOLO."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.cfg import get_cfg
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.utils import RANK
+from ultralytics.utils.torch_utils import unwrap_model
+
+from gid_yolo._version import __version__
+from gid_yolo.distill import GIDLoss
+from gid_yolo.engine import preflight
+from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
+from gid_yolo.engine.config import check_keys, check_values
+from gid_yolo.engine.distillable import distillable
+from gid_yolo.engine.teacher import map_classes
+from gid_yolo.engine.teacher_student import TeacherStudentModel
+from gid_yolo.engine.validator import GIDValidator
+from gid_yolo.errors import UserError
+
+_RECORDED = ("model", "data", "epochs", "batch", "imgsz", "seed", "optimizer", "lr0", "fraction", "teacher", "distill")
+
+
+class DistillationTrainer(DetectionTrainer):
+    """Trains a detector; under `teacher=`, by general instance distillation.
+
+    Data, augmentation, EMA, logging, plots, early stop, resume and checkpoints are Ultralytics'. Added here: the
+    teacher, the preflight checks, the record of a run, and clear errors.
+
+    Args:
+        cfg: Not used (Ultralytics' launcher passes its own defaults); the defaults are `defaults_for`'s.
+        overrides: Arguments of the run.
+        _callbacks: Ultralytics' callbacks.
+    """
+
+    model: Any  # a name before setup_model, then the network
+
+    def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
+        overrides = dict(overrides or {})
+        check_keys(overrides)
+        if overrides.get("model") is None and not overrides.get("resume"):
+            raise UserError("model= is missing: give a name such as retina_nano, a yaml, or a checkpoint.")
+        self.model_record: dict[str, Any] = {}
+        self.adaptation_state: dict[str, torch.Tensor] | None = None
+        defaults = self.defaults_for(None if overrides.get("resume") else overrides.get("model"))
+        try:
+            check_values(vars(get_cfg(defaults, overrides)))
+        except (TypeError, ValueError) as error:
+            raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
+        super().__init__(defaults, overrides, _callbacks)
+        if RANK in {-1, 0} and not self.resume:  # its presence says that a run is finished
+            (self.save_dir / "coco_metrics.json").unlink(missing_ok=True)
+        if self.distilling and self.batch_size < 1:
+            raise UserError(f"batch={self.batch_size} cannot be found automatically with a teacher: give a number.")
+
+    @staticmethod
+    def defaults_for(model: Any) -> dict[str, Any]:
+        """Default arguments for training a model; of a resumed run (None) the checkpoint's replace them."""
+        raise NotImplementedError
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Ultralytics' check; besides, `teacher=` may name the file's new place (its fingerprint is compared)."""
+        super().check_resume(overrides)
+        if self.resume and overrides.get("teacher"):
+            self.args.teacher = overrides["teacher"]
+
+    # Data -------------------------------------------------------------------------------------------------------------
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Ultralytics' data description; a UserError where there is none."""
+        try:
+            return super().get_dataset()
+        except RuntimeError as error:
+            raise UserError(f"data={self.args.data} cannot be used: {' '.join(str(error).split())}") from error
+
+    def _build_train_pipeline(self) -> None:
+        super()._build_train_pipeline()
+        if not any(len(label["cls"]) for label in self.train_loader.dataset.labels):
+            raise UserError(
+                f"data={self.args.data} has no boxes in its train split ({self.data['train']}): check that labels/ "
+                "lies beside images/ and that its files are not empty."
+            )
+
+    # Model ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def distilling(self) -> bool:
+        """True where a teacher is given and not turned off."""
+        teacher = getattr(self.args, "teacher", None)  # a finished run's checkpoint has lost our arguments
+        return bool(teacher) and self.args.distill != "none"
+
+    def setup_model(self) -> dict[str, Any] | None:
+        """Build the student, from the checkpoint where one is given or resumed.
+
+        Returns:
+            The checkpoint to resume from, or None.
+        """
+        if isinstance(self.model, nn.Module):
+            return None
+        cfg, weights, ckpt = self.model, None, None
+        if is_checkpoint(self.model):
+            weights, ckpt = load_any(self.model)
+            if isinstance(weights, DistillationModel):  # an interrupted distillation
+                self.adaptation_state = weights.projector.state_dict()
+                weights = weights.student_model
+            cfg = weights.yaml
+            if self.resume and ckpt.get("optimizer") is None:
+                raise UserError(f"resume={self.model} is a finished run, there is nothing to resume: start a new one.")
+            if self.resume:
+                self.model_record = record_of(weights)
+        if not self.resume:
+            if isinstance(self.args.pretrained, str | Path):
+                weights, _ = load_model(self.args.pretrained, "pretrained")
+            elif self.args.pretrained is False:
+                weights = None
+        self.model = self.get_model(cfg=cfg, weights=weights, verbose=RANK in {-1, 0})
+        return ckpt
+
+    def set_model_attributes(self) -> None:
+        """Attach the data's names and the arguments, note what the run is, and wrap for distillation."""
+        student = self.model
+        super().set_model_attributes()
+        student.record = self._record(student)
+        if self.distilling:
+            self.model = self._with_teacher(student)
+
+    def _with_teacher(self, student: Any) -> TeacherStudentModel:
+        """Student and teacher side by side.
+
+        Raises:
+            UserError: The teacher is missing, changed since the run began, or does not fit the student.
+        """
+        teacher, _ = load_model(self.args.teacher, "teacher")
+        digest = fingerprint(teacher)
+        if (before := student.record.get("teacher_fingerprint")) not in (None, digest):
+            raise UserError(
+                f"teacher={self.args.teacher} is not the teacher this run began with (fingerprint {digest}, "
+                f"then {before}): put the old file back, or start a new run."
+            )
+        student.record["teacher_fingerprint"] = digest
+        preflight.check_alignment(teacher, student)
+        args = self.args
+        projector = GIDLoss(
+            distillable(student).channels,
+            distillable(teacher).channels,
+            top_k=args.gid_top_k,
+            iou_threshold=args.gid_iou,
+            weights={"feature": args.gid_feature, "relation": args.gid_relation, "response": args.gid_response},
+            alpha=args.gid_alpha,
+            beta=args.gid_beta,
+            roi_size=args.gid_roi_size,
+            feature_normalize=args.gid_normalize,
+            relation_reduction=args.gid_reduction,
+            adapt_kernel=args.gid_adapt_kernel,
+        )
+        if self.adaptation_state is not None:
+            projector.load_state_dict(self.adaptation_state)
+        model = TeacherStudentModel(student, teacher, projector, map_classes(teacher.names, student.names))
+        return model.to(self.device)
+
+    def _record(self, student: Any) -> dict[str, Any]:
+        """What makes this run what it is, kept in the checkpoint; a resumed run keeps the record it began with."""
+        if self.model_record:
+            return self.model_record
+        record = {key: getattr(self.args, key) for key in _RECORDED}
+        return {**record, "initialised_from": self.initialised_from(student), "version": __version__}
+
+    def initialised_from(self, student: Any) -> str:
+        """Where the student's first weights come from, in one line."""
+        if self.resume:
+            return f"resumed from {self.args.model}"
+        path = getattr(student, "pt_path", None)
+        return f"from the checkpoint {path}" if path else "random"
+
+    def get_validator(self) -> GIDValidator:
+        """The validator of the training loop and of the final evaluation."""
+        return GIDValidator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+
+    # Loop -------------------------------------------------------------------------------------------------------------
+
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        if RANK in {-1, 0}:
+            preflight.report(self)
+            if self.distilling:
+                unwrap_model(self.model).probe = {}
+                self.add_callback("on_train_batch_end", preflight.first_step)

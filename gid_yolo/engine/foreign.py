@@ -1,0 +1,106 @@
+"""Weight files of other libraries, as models that can teach, train and be evaluated."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gid_yolo.detectors.convert import Converted, convert_torchvision
+from gid_yolo.detectors.convert.detectron2 import convert_detectron2, is_detectron2
+from gid_yolo.detectors.convert.torchvision_checkpoint import (
+    CATEGORIES,
+    class_names,
+    is_torchvision,
+    torchvision_model,
+)
+from gid_yolo.engine.config import DEFAULTS
+from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.errors import UserError
+
+SUFFIXES = (".pth", ".pkl")
+COCO = [name for name in CATEGORIES[1:] if name != "N/A"]  # its 80 classes in their order
+UNNAMED = "class {}"  # of classes whose names the file does not hold
+
+
+def load_foreign(path: Path, role: str) -> GIDDetectionModel:
+    """A detector from a file of torchvision's or detectron2's weights.
+
+    Files are state dicts, alone or under `model` or `state_dict`; detectron2's `.pkl` hold arrays. Nothing in a file is
+    run. Classes have COCO's names where they are as many as COCO's, else numbers in their order.
+
+    Raises:
+        UserError: The file cannot be read, or matches no known detector, or one only in part.
+    """
+    try:
+        content = _read_pickle(path) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{role}={path} cannot be read as weights alone ({type(error).__name__}: {_line(error)}): "
+            "save the state dict, torch.save(model.state_dict(), path)."
+        ) from error
+    state = _state_dict(content)
+    try:
+        if is_torchvision(state):
+            theirs = torchvision_model(state, path.name)
+            converted, names = convert_torchvision(theirs), class_names(theirs)
+        elif is_detectron2(state):
+            converted = convert_detectron2(state)
+            names = COCO if converted.config["nc"] == len(COCO) else None
+        else:
+            raise UserError(
+                f"{role}={path} holds {len(state)} tensors, but not by the names of torchvision's or detectron2's "
+                "detectors: give a file of a RetinaNet, FCOS or Faster R-CNN, or a checkpoint of gid-train."
+            )
+        return _model(converted, names, path)
+    except UserError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{role}={path} cannot be used: {_line(error)}") from error
+
+
+def _model(converted: Converted, names: list[str] | None, path: Path) -> GIDDetectionModel:
+    detector = converted.build()
+    model = GIDDetectionModel(converted.config, verbose=False)
+    model.model = nn.Sequential(detector)
+    model.names = dict(enumerate(names or [UNNAMED.format(i) for i in range(model.nc)]))
+    model.args, model.pt_path = {**DEFAULTS, "model": str(path), "task": "detect"}, str(path)
+    return model.eval()
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads numpy arrays and plain values; everything else a pickle can name could run code."""
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        """The few names that arrays are made from."""
+        package = module.partition(".")[0]
+        if package == "numpy" and name in {"_reconstruct", "ndarray", "dtype", "scalar"}:
+            return super().find_class(module, name)
+        if (module, name) in {("_codecs", "encode"), ("collections", "OrderedDict")}:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it holds a {module}.{name}")
+
+
+def _read_pickle(path: Path) -> Any:
+    """The contents of a `.pkl` of arrays; Python 2's, as the oldest are, included."""
+    with path.open("rb") as file:
+        return _ArraysOnly(file, encoding="latin1").load()
+
+
+def _state_dict(content: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a file, by name."""
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    values = content if isinstance(content, dict) else {}
+    tensors = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in values.items()}
+    return {str(key).removeprefix("module."): v for key, v in tensors.items() if isinstance(v, torch.Tensor)}
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:600]

@@ -1,0 +1,40 @@
+"""Ultralytics' trainer for its own YOLO detectors, with a teacher beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gid_yolo.engine.config import yolo_defaults
+from gid_yolo.engine.distillation_trainer import DistillationTrainer
+from gid_yolo.errors import UserError
+
+# Arguments of our detectors' backbones and schedule, with the values that ask for nothing
+_OF_OUR_DETECTORS = {
+    "backbone": None,
+    "backbone_weights": None,
+    "freeze_bn": None,
+    "frozen_stages": None,
+    "backbone_lr": 1.0,
+    "ema_decay": None,
+}
+
+
+class YOLOTrainer(DistillationTrainer):
+    """Trains a YOLO detector as Ultralytics does, with its defaults; `teacher=` adds general instance distillation.
+
+    Raises:
+        UserError: An argument that only our detectors have.
+    """
+
+    def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
+        for key, nothing in _OF_OUR_DETECTORS.items():
+            if (overrides or {}).get(key, nothing) != nothing:
+                raise UserError(f"{key}= is for the detectors of gid-yolo: a YOLO model defines that itself.")
+        if (overrides or {}).get("teacher") and (overrides or {}).get("distill_model"):
+            raise UserError("teacher= and distill_model= are two distillations: give one of them.")
+        super().__init__(cfg, overrides, _callbacks)
+
+    @staticmethod
+    def defaults_for(model: Any) -> dict[str, Any]:
+        """Ultralytics' defaults and those of the distillation."""
+        return yolo_defaults()

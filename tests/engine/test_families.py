@@ -1,0 +1,64 @@
+"""Every kind of detector through the same commands: train, distil, evaluate, predict, export, compare."""
+
+import csv
+
+import pytest
+from engine_helpers import FAST
+
+from gid_yolo import GID
+from gid_yolo.cfg import MODELS_DIR
+from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.export.benchmark import benchmark
+
+TASK_LOSSES = {
+    "fcos_nano": {"cls_loss", "box_loss", "ctr_loss"},
+    "frcnn_nano": {"rpn_cls_loss", "rpn_box_loss", "cls_loss", "box_loss"},
+}
+TERMS = {"feat_loss", "rel_loss", "resp_loss"}
+
+
+@pytest.fixture(scope="module", params=sorted(TASK_LOSSES))
+def runs(request, tmp_path_factory, data) -> tuple[str, GIDTrainer, GIDTrainer]:
+    """Name of the student, its teacher's run and its own."""
+    folder, name = tmp_path_factory.mktemp(request.param), request.param
+    wide = folder / "wide.yaml"
+    wide.write_text((MODELS_DIR / f"{name}.yaml").read_text().replace("fpn_channels: 64", "fpn_channels: 96"))
+    common = {**FAST, "data": str(data), "exist_ok": True}
+    teacher = GIDTrainer(overrides={**common, "model": str(wide), "save_dir": str(folder / "teacher")})
+    teacher.train()
+    arguments = {"model": name, "teacher": str(teacher.best), "epochs": 2, "save_dir": str(folder / "student")}
+    student = GIDTrainer(overrides={**common, **arguments})
+    student.train()
+    return name, teacher, student
+
+
+def test_every_term_is_logged_and_the_student_is_kept_alone(runs) -> None:
+    name, _, student = runs
+    with student.csv.open() as file:
+        rows = list(csv.DictReader(file))
+    logged = {key.removeprefix("train/") for key in rows[0] if key.startswith("train/")}
+    assert logged == TASK_LOSSES[name] | TERMS
+    assert all(float(row[f"train/{term}"]) > 0 for row in rows for term in TERMS)
+    assert (student.save_dir / "coco_metrics.json").is_file()
+    assert type(load_model(student.best)[0]) is GIDDetectionModel
+
+
+def test_a_trained_model_evaluates_and_predicts(runs, data) -> None:
+    _, _, student = runs
+    model = GID(student.best)
+    assert "metrics/mAP50-95(B)" in model.val(data=str(data), imgsz=64).results_dict
+    assert set(model.columns) >= {"mAP", "AR_L"}
+    image = next((data.parent / "images" / "val").glob("*.png"))
+    boxes = model.predict(str(image), imgsz=64, conf=0.001)[0].boxes
+    assert boxes.data.shape[1] == 6
+    assert ((boxes.xyxy >= 0) & (boxes.xyxy <= 64)).all()
+
+
+def test_the_files_are_equal_to_the_checkpoints(runs, data, tmp_path) -> None:
+    _, teacher, student = runs
+    arguments = {"data": str(data), "imgsz": 64, "project": str(tmp_path), "runs": 2, "rounds": 1, "warmup": 0}
+    report = benchmark(model=student.best, teacher=teacher.best, **arguments)
+    assert [row.failed for row in report.rows] == [None, None]
+    assert all(row.box_difference < 0.05 and row.score_difference < 1e-3 for row in report.rows)

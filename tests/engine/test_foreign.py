@@ -1,0 +1,145 @@
+"""Weight files of torchvision: evaluated, exported and used as teachers."""
+
+import csv
+import pickle
+
+import pytest
+import torch
+from engine_helpers import FAST, write_data
+from torchvision.models.detection import (
+    FCOS,
+    FasterRCNN,
+    RetinaNet,
+    fasterrcnn_mobilenet_v3_large_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    retinanet_resnet50_fpn_v2,
+)
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.retinanet import _default_anchorgen
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from gid_yolo import GID
+from gid_yolo.cli import main
+from gid_yolo.detectors.convert import from_torchvision
+from gid_yolo.detectors.convert.torchvision_checkpoint import CATEGORIES
+from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.teacher import map_classes
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.errors import UserError
+
+SMALL = {"weights": None, "weights_backbone": None}
+
+
+def dense_backbone():
+    layers = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
+    return resnet_fpn_backbone(backbone_name="resnet18", weights=None, **layers)
+
+
+MAKERS = {
+    "retinanet": lambda classes: RetinaNet(dense_backbone(), classes, anchor_generator=_default_anchorgen()),
+    "retinanet_v2": lambda classes: retinanet_resnet50_fpn_v2(**SMALL, num_classes=classes),
+    "fcos": lambda classes: FCOS(dense_backbone(), classes),
+    "faster_rcnn": lambda classes: FasterRCNN(resnet_fpn_backbone(backbone_name="resnet18", weights=None), classes),
+    "faster_rcnn_v2": lambda classes: fasterrcnn_resnet50_fpn_v2(**SMALL, num_classes=classes),
+    "faster_rcnn_mobile": lambda classes: fasterrcnn_mobilenet_v3_large_fpn(**SMALL, num_classes=classes),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+@torch.no_grad()
+def test_a_file_is_the_model_it_was_saved_from(kind: str, tmp_path) -> None:
+    model = MAKERS[kind](3).eval()
+    for name, value in model.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    path = tmp_path / "weights.pth"
+    torch.save({"model": model.state_dict(), "epoch": 3}, path)  # as torchvision's own reference script saves
+    loaded, _ = load_model(path)
+    expected = from_torchvision(model).raw(images := torch.rand(1, 3, 64, 96))[1]
+    raw = loaded.raw(images)[1]
+    torch.testing.assert_close(raw.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(raw.regression, expected.regression, rtol=1e-5, atol=1e-6)
+    assert torch.equal(raw.priors, expected.priors)
+    assert loaded.nc == (2 if kind.startswith("faster") else 3)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn"])
+def test_cocos_labels_have_their_names(kind: str, tmp_path) -> None:
+    path = tmp_path / "coco.pth"
+    torch.save(MAKERS[kind](len(CATEGORIES)).state_dict(), path)
+    names = load_model(path)[0].names
+    index = map_classes(names, {0: "Person", 1: "zebra"})
+    # COCO's category ids are 1 for a person and 24 for a zebra; Faster R-CNN's classes begin without the background
+    assert index.tolist() == ([0, 23] if kind == "faster_rcnn" else [1, 24])
+
+
+@pytest.mark.parametrize(("classes", "index"), [(3, [1, 2]), (2, [0, 1])])
+def test_classes_without_names_are_taken_in_order(classes: int, index: list[int], tmp_path) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save(MAKERS["fcos"](classes).state_dict(), path)
+    names = load_model(path)[0].names
+    assert map_classes(names, {0: "a", 1: "b"}).tolist() == index
+    with pytest.raises(UserError, match="but not a, b, c, d of"):
+        map_classes(names, dict(enumerate("abcd")))
+
+
+def test_a_file_that_fits_only_in_part_is_refused_with_what_is_missing(tmp_path, capsys, data) -> None:
+    state = MAKERS["retinanet"](3).state_dict()
+    del state["head.regression_head.conv.2.0.weight"]
+    state["head.mask.weight"] = torch.zeros(1)
+    path = tmp_path / "part.pth"
+    torch.save(state, path)
+    assert main(["train", "model=retina_nano", f"data={data}", f"teacher={path}"]) == 2
+    text = capsys.readouterr().err
+    assert "only in part: missing head.regression_head.conv.2.0.weight; left over head.mask.weight" in text
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", {"layer.weight": torch.zeros(2)}, torch.zeros(2)])
+def test_other_files_are_one_sentence(content, tmp_path, capsys, data) -> None:
+    path = tmp_path / "other.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    assert main(["train", "model=retina_nano", f"data={data}", f"teacher={path}"]) == 2
+    text = capsys.readouterr().err
+    assert f"teacher={path}" in text
+    assert text.count("\n") == 1
+
+
+def test_torchvisions_weights_teach(tmp_path) -> None:
+    data = write_data(tmp_path / "data")
+    path = tmp_path / "teacher.pth"
+    torch.save(MAKERS["retinanet"](3).state_dict(), path)
+    overrides = {"model": "retina_nano", **FAST, "data": str(data), "teacher": str(path)}
+    trainer = GIDTrainer(overrides={**overrides, "save_dir": str(tmp_path / "run")})
+    trainer.train()
+    with trainer.csv.open() as file:
+        row = next(csv.DictReader(file))
+    assert all(float(row[f"train/{name}"]) > 0 for name in ("feat_loss", "rel_loss", "resp_loss"))
+    student, _ = load_model(trainer.best)
+    assert student.yaml["settings"]["fit_strides"]  # torchvision's anchors
+    assert GID(path).val(data=str(write_data(tmp_path / "same", names=("class 0", "class 1", "class 2")))) is not None
+
+
+def test_detectron2s_pickles_are_read_and_nothing_in_them_is_run(tmp_path) -> None:
+    from detectors.test_detectron2 import retinanet
+
+    state = retinanet()
+    path = tmp_path / "model_final.pkl"
+    arrays = {key: value.numpy() for key, value in state.items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
+    model, _ = load_model(path)
+    assert model.nc == 5
+    assert torch.equal(model.detector.head.cls_tower[0].weight, state["head.cls_subnet.0.weight"])
+    torch.save({"model": state, "iteration": 7}, tmp_path / "model_final.pth")
+    other = load_model(tmp_path / "model_final.pth")[0].state_dict()
+    assert all(torch.equal(value, other[key]) for key, value in model.state_dict().items())
+
+    class Trap:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    path.write_bytes(pickle.dumps({"model": {"backbone.bottom_up.x": Trap()}}))
+    with pytest.raises(UserError, match=r"it holds a builtins.print"):
+        load_model(path)
