@@ -20,7 +20,7 @@ from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.config import check_keys, check_values
 from gid_yolo.engine.distillable import distillable
-from gid_yolo.engine.teacher import map_classes
+from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.errors import UserError
@@ -162,7 +162,9 @@ class DistillationTrainer(DetectionTrainer):
         )
         if self.adaptation_state is not None:
             projector.load_state_dict(self.adaptation_state)
-        model = TeacherStudentModel(student, teacher, projector, map_classes(teacher.names, student.names))
+        classes = [self.args.classes] if isinstance(self.args.classes, int) else self.args.classes
+        shared = share_classes(teacher.names, student.names, classes)
+        model = TeacherStudentModel(student, teacher, projector, shared)
         return model.to(self.device)
 
     def _record(self, student: Any) -> dict[str, Any]:

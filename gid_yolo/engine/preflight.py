@@ -13,9 +13,9 @@ from ultralytics.utils.torch_utils import unwrap_model
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.distillable import distillable
-from gid_yolo.engine.teacher import count_images, loaded_share
+from gid_yolo.engine.teacher import SharedClasses, count_images, loaded_share
 from gid_yolo.engine.teacher_student import TeacherStudentModel
-from gid_yolo.errors import UserError
+from gid_yolo.errors import UserError, some
 
 if TYPE_CHECKING:
     from gid_yolo.engine.distillation_trainer import DistillationTrainer
@@ -106,8 +106,9 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
             f"teacher={args.teacher} reaches mAP {columns['mAP']:.1f} on {images} validation images, under "
             f"teacher_min_ap={args.teacher_min_ap}: it has nothing to teach; train it longer, or set teacher_min_ap=0."
         )
-    index = model.class_index
-    classes = f"{teacher.nc} classes, the student's" if index is None else _mapping(teacher, student, index.tolist())
+    classes = (
+        f"{teacher.nc} classes, the student's" if model.shared is None else _mapping(teacher, student, model.shared)
+    )
     boxes = check_alignment(teacher, student, trainer.args.imgsz)
     terms = ", ".join(f"{name} x {weight:g}" for name, weight in model.projector.weights.items() if weight)
     return [
@@ -120,10 +121,12 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
     ]
 
 
-def _mapping(teacher: DetectionModel, student: DetectionModel, index: list[int]) -> str:
-    pairs = [f"{student.names[i]}={j}" for i, j in enumerate(index)]
-    shown = ", ".join(pairs[:6]) + (", ..." if len(pairs) > 6 else "")
-    return f"{len(pairs)} of {teacher.nc} mapped by name (student class = teacher index: {shown})"
+def _mapping(teacher: DetectionModel, student: DetectionModel, shared: SharedClasses) -> str:
+    pairs = [f"{student.names[i]} = {teacher.names[j]}" for i, j in zip(shared.student, shared.teacher, strict=True)]
+    return (
+        f"{len(pairs)} of the student's {student.nc} compared with {len(pairs)} of the teacher's {teacher.nc} "
+        f"({some(pairs)}), the rest left out"
+    )
 
 
 @torch.no_grad()
@@ -132,25 +135,30 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
     accumulator, validator, device = CocoAccumulator(), trainer.validator, trainer.device
     teacher = distillable(model.teacher_model)
     validator.device, validator.end2end = device, teacher.end2end
-    student_class = torch.arange(teacher.num_classes, device=device)  # of each of the teacher's; -1 where it has none
+    # The student's class of each of the teacher's, -1 where it has none; objects that the teacher cannot know are no
+    # fault of its
+    student_class = torch.arange(teacher.num_classes, device=device)
+    known = torch.ones(model.student_model.nc, dtype=torch.bool, device=device)
     if model.class_index is not None:
+        of_student, of_teacher = model.class_index
         student_class = student_class.new_full((teacher.num_classes,), -1)
-        student_class[model.class_index] = torch.arange(len(model.class_index), device=device)
+        student_class[of_teacher] = of_student
+        known = torch.zeros_like(known).index_fill(0, of_student, True)
     with torch.random.fork_rng():  # a distilled run must draw the same numbers as a plain one
         for batch in trainer.test_loader:
             batch = validator.preprocess(batch)
             found = validator.postprocess(teacher.detections(batch["img"].float()))
             for i, pred in enumerate(found):
-                labels = student_class[pred["cls"].long()]
-                known = labels >= 0
                 truth = validator._prepare_batch(i, batch)
+                labels = student_class[pred["cls"].long()]
+                kept, wanted = labels >= 0, known[truth["cls"].long()]
                 shape = truth["imgsz"], truth["ori_shape"], truth["ratio_pad"]
                 arrays = (
-                    ops.scale_boxes(shape[0], truth["bboxes"].clone(), shape[1], ratio_pad=shape[2]),
-                    truth["cls"],
-                    ops.scale_boxes(shape[0], pred["bboxes"][known].clone(), shape[1], ratio_pad=shape[2]),
-                    pred["conf"][known],
-                    labels[known],
+                    ops.scale_boxes(shape[0], truth["bboxes"][wanted].clone(), shape[1], ratio_pad=shape[2]),
+                    truth["cls"][wanted],
+                    ops.scale_boxes(shape[0], pred["bboxes"][kept].clone(), shape[1], ratio_pad=shape[2]),
+                    pred["conf"][kept],
+                    labels[kept],
                 )
                 accumulator.add(*(x.float().cpu().numpy() for x in arrays))
             if len(accumulator.images) >= trainer.args.teacher_sample:

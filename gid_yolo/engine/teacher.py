@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, SETTINGS, YAML
 
@@ -25,26 +26,57 @@ def loaded_share(teacher: DetectionModel) -> tuple[int, int]:
     return sum(key in held and held[key].shape == value.shape for key, value in fresh.items()), len(fresh)
 
 
-def map_classes(teacher: dict[int, str], student: dict[int, str]) -> Tensor | None:
-    """The teacher's class for each of the student's, by name; in their order where the teacher's have no names.
+@dataclass(frozen=True)
+class SharedClasses:
+    """The classes that teacher and student have in common: one compares the other's scores of these alone.
+
+    Attributes:
+        student: Indices of the student's classes.
+        teacher: The teacher's class for each of them.
+    """
+
+    student: list[int]
+    teacher: list[int]
+
+
+def share_classes(
+    teacher: dict[int, str], student: dict[int, str], classes: Sequence[int] | None = None
+) -> SharedClasses | None:
+    """The classes two models share, by name; in their order where the teacher's have no names.
+
+    Args:
+        teacher: Names of the teacher's classes.
+        student: Names of the student's.
+        classes: The student's classes that are trained; all of them where None.
 
     Returns:
-        (C,) indices, or None where both lists are the same.
+        The shared classes, or None where they are all of both, in the same order.
 
     Raises:
-        UserError: The teacher lacks a class of the student.
+        UserError: They share none.
     """
-    if list(teacher.values()) == list(student.values()):
+    if list(teacher.values()) == list(student.values()) and classes is None:
         return None
-    index = {name.strip().lower(): i for i, name in teacher.items()}
-    if unnamed := _in_order(teacher, len(student)):
-        return torch.tensor(unnamed)
-    if missing := [name for name in student.values() if name.strip().lower() not in index]:
+    if order := _in_order(teacher, len(student)):
+        index = dict(zip(student, order, strict=True))
+    else:
+        known = {name.strip().lower(): i for i, name in teacher.items()}
+        named = {i: known.get(name.strip().lower()) for i, name in student.items()}
+        index = {i: j for i, j in named.items() if j is not None}
+    trained = list(student) if classes is None else [i for i in student if i in set(classes)]
+    shared = [i for i in trained if i in index]
+    if not shared:
         raise UserError(
-            f"the teacher knows {len(teacher)} classes ({some(teacher.values())}) but not {some(missing)} of "
-            f"the data's {len(student)}: use a teacher trained on these classes, or rename them in the data yaml."
+            f"the teacher knows {len(teacher)} classes ({some(teacher.values())}) but none of the {len(trained)} that "
+            f"are trained ({some(student[i] for i in trained)}): use a teacher of these classes, or rename them in the "
+            "data yaml."
         )
-    return torch.tensor([index[name.strip().lower()] for name in student.values()])
+    if missing := [student[i] for i in trained if i not in index]:
+        LOGGER.warning(
+            f"the teacher does not know {some(missing)} of the {len(trained)} classes that are trained: the scores of "
+            f"the {len(shared)} shared ones are compared, the rest learns from the data alone."
+        )
+    return SharedClasses(shared, [index[i] for i in shared])
 
 
 def _in_order(teacher: dict[int, str], count: int) -> list[int]:

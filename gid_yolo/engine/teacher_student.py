@@ -13,6 +13,7 @@ from ultralytics.utils.torch_utils import copy_attr
 
 from gid_yolo.distill import GIDLoss
 from gid_yolo.engine.distillable import Distillable, distillable
+from gid_yolo.engine.teacher import SharedClasses
 from gid_yolo.ops.structures import GeneralInstances
 
 
@@ -26,7 +27,7 @@ class TeacherStudentModel(DistillationModel):
         student: The model to train, ours or a YOLO detector.
         teacher: The trained model, of the same kind; frozen here.
         projector: The distillation loss with its adaptation layer (Ultralytics' name for it).
-        class_index: (C,) teacher's class for each of the student's; None where they are the same.
+        shared: The classes whose scores are compared; None for all.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class TeacherStudentModel(DistillationModel):
         student: DetectionModel,
         teacher: DetectionModel,
         projector: GIDLoss,
-        class_index: Tensor | None = None,
+        shared: SharedClasses | None = None,
     ) -> None:
         nn.Module.__init__(self)  # DistillationModel's own wants a YOLO head
         self.student_model = student
         self.projector = projector
-        self.class_index = class_index
+        self.shared = shared
+        self.class_index = None if shared is None else (torch.tensor(shared.student), torch.tensor(shared.teacher))
         frozen = freeze_teacher(teacher)
         self.__dict__["teacher_model"] = frozen  # past nn.Module's registration
         self.views: tuple[Distillable, Distillable] | None = distillable(frozen), distillable(student)
@@ -68,7 +70,7 @@ class TeacherStudentModel(DistillationModel):
         if self.teacher_model is not None:
             self.teacher_model._apply(fn)
         if self.class_index is not None:
-            self.class_index = fn(self.class_index)
+            self.class_index = fn(self.class_index[0]), fn(self.class_index[1])
         return self
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -89,11 +91,12 @@ class TeacherStudentModel(DistillationModel):
         features, raw = view.outputs(preds)
         with torch.no_grad():
             teacher_features, teacher_raw = teacher_view.raw(batch["img"])
+        of_student, of_teacher = self.class_index or (None, None)
         terms, self.instances = self.projector(
             teacher_features,
             features,
-            teacher_raw.select_classes(self.class_index),
-            raw,
+            teacher_raw.select_classes(of_teacher),
+            raw.select_classes(of_student),
             functions=view.functions,
             strides=view.strides,
             image_size=tuple(batch["img"].shape[-2:]),

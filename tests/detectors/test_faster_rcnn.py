@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gid_yolo.detectors import FasterRCNN, box_head, build_detector, rpn
 from gid_yolo.distill import GIDLoss
 from gid_yolo.errors import UserError
+from gid_yolo.ops.anchors import from_fixed_point
 from gid_yolo.ops.assign import positive_mask
 from gid_yolo.ops.boxes import decode_deltas
 from gid_yolo.ops.sample import SampleRule
@@ -376,7 +377,7 @@ def test_settings() -> None:
     assert shapes == [(24, 32 * 49), (24, 24)]
     assert detector.head.cls_logits.out_features == 6
     assert detector.head.box_deltas.out_features == 20
-    assert detector.cells[:, 1].tolist() == [[-s, -s, s, s] for s in (16, 32, 64, 128, 256)]
+    assert from_fixed_point(detector.cells)[:, 1].tolist() == [[-s, -s, s, s] for s in (16, 32, 64, 128, 256)]
 
 
 @pytest.mark.parametrize(

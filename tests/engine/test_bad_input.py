@@ -4,7 +4,10 @@ import pytest
 import torch
 from engine_helpers import write_data
 
+from gid_yolo.cfg import MODELS_DIR
 from gid_yolo.cli import main
+from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.detection_model import GIDDetectionModel
 
 FAST = ["epochs=1", "imgsz=64", "batch=4", "plots=False", "teacher_min_ap=0"]
 
@@ -115,9 +118,9 @@ def test_teacher_file_that_is_no_checkpoint(capsys, data, tmp_path, teacher, kin
 
 
 def test_classes_that_do_not_fit_the_teacher(capsys, tmp_path, teacher):
-    data = write_data(tmp_path / "other", names=("a", "zebra"))
+    data = write_data(tmp_path / "other", names=("horse", "zebra"))
     text = sentence(capsys, "train", f"data={data}", f"teacher={teacher}", *FAST)
-    assert "the teacher knows 2 classes (a, b) but not zebra" in text
+    assert "the teacher knows 2 classes (a, b) but none of the 2 that are trained (horse, zebra)" in text
 
 
 def test_a_teacher_at_chance(capsys, data, teacher):
@@ -127,16 +130,27 @@ def test_a_teacher_at_chance(capsys, data, teacher):
 
 
 def test_a_teacher_with_other_anchors(capsys, data, tmp_path, teacher):
-    from gid_yolo.cfg import MODELS_DIR
-
     text = (MODELS_DIR / "retina_nano.yaml").read_text()
     for change, says in (
         (("anchor_scale: 2.0", "anchor_scale: 4.0"), "different anchors"),
         (("anchor_octaves: 3", "anchor_octaves: 2"), "cannot be compared one to one"),
     ):
-        path = tmp_path / "other.yaml"
-        path.write_text(text.replace(*change))
+        path = tmp_path / "other.pt"  # trained already: a new student would take over the teacher's anchors
+        path.with_suffix(".yaml").write_text(text.replace(*change))
+        model = GIDDetectionModel(path.with_suffix(".yaml"), nc=2, verbose=False)
+        torch.save({"model": model, "train_args": {"model": "other", "task": "detect"}}, path)
         assert says in sentence(capsys, "train", f"model={path}", f"data={data}", f"teacher={teacher}", *FAST)
+
+
+def test_a_new_student_takes_over_the_teachers_anchors(data, tmp_path, teacher):
+    text = (MODELS_DIR / "retina_nano.yaml").read_text().replace("anchor_scale: 2.0", "anchor_scale: 4.0")
+    (tmp_path / "other.yaml").write_text(text)
+    arguments = ["train", f"model={tmp_path / 'other.yaml'}", f"data={data}", f"teacher={teacher}", *FAST]
+    assert main([*arguments, "teacher_min_ap=0", f"project={tmp_path}", "name=run"]) == 0
+    student, _ = load_model(tmp_path / "run" / "weights" / "best.pt")
+    assert student.yaml["settings"]["anchor_scale"] == 2.0
+    images = torch.zeros(1, 3, 64, 64)
+    assert torch.equal(student.raw(images)[1].priors, load_model(teacher)[0].raw(images)[1].priors)
 
 
 def test_cfg_file_that_is_missing_or_no_yaml(capsys, tmp_path):

@@ -23,7 +23,7 @@ from gid_yolo.cli import main
 from gid_yolo.detectors.convert import from_torchvision
 from gid_yolo.detectors.convert.torchvision_checkpoint import CATEGORIES
 from gid_yolo.engine.checkpoint import load_model
-from gid_yolo.engine.teacher import map_classes
+from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -68,9 +68,9 @@ def test_cocos_labels_have_their_names(kind: str, tmp_path) -> None:
     path = tmp_path / "coco.pth"
     torch.save(MAKERS[kind](len(CATEGORIES)).state_dict(), path)
     names = load_model(path)[0].names
-    index = map_classes(names, {0: "Person", 1: "zebra"})
+    index = share_classes(names, {0: "Person", 1: "zebra"}).teacher
     # COCO's category ids are 1 for a person and 24 for a zebra; Faster R-CNN's classes begin without the background
-    assert index.tolist() == ([0, 23] if kind == "faster_rcnn" else [1, 24])
+    assert index == ([0, 23] if kind == "faster_rcnn" else [1, 24])
 
 
 @pytest.mark.parametrize(("classes", "index"), [(3, [1, 2]), (2, [0, 1])])
@@ -78,9 +78,9 @@ def test_classes_without_names_are_taken_in_order(classes: int, index: list[int]
     path = tmp_path / "mine.pth"
     torch.save(MAKERS["fcos"](classes).state_dict(), path)
     names = load_model(path)[0].names
-    assert map_classes(names, {0: "a", 1: "b"}).tolist() == index
-    with pytest.raises(UserError, match="but not a, b, c, d of"):
-        map_classes(names, dict(enumerate("abcd")))
+    assert share_classes(names, {0: "a", 1: "b"}).teacher == index
+    with pytest.raises(UserError, match=r"none of the 4 that are trained \(a, b, c, d\)"):
+        share_classes(names, dict(enumerate("abcd")))
 
 
 def test_a_file_that_fits_only_in_part_is_refused_with_what_is_missing(tmp_path, capsys, data) -> None:

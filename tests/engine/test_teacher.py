@@ -9,20 +9,33 @@ from engine_helpers import FAST, write_data
 from ultralytics.utils import LOGGER
 
 from gid_yolo.engine.checkpoint import fingerprint, load_model
-from gid_yolo.engine.teacher import count_images, find_finished_run, loaded_share, map_classes, resolve_teacher
+from gid_yolo.engine.teacher import count_images, find_finished_run, loaded_share, resolve_teacher, share_classes
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
 
-def test_classes_are_mapped_by_name_in_the_students_order():
-    assert map_classes({0: "a", 1: "b"}, {0: "a", 1: "b"}) is None
-    index = map_classes({0: "cat", 1: "Person", 2: "dog"}, {0: "dog", 1: "person"})
-    assert index.tolist() == [2, 1]
+def test_classes_are_shared_by_name_in_the_students_order():
+    assert share_classes({0: "a", 1: "b"}, {0: "a", 1: "b"}) is None
+    shared = share_classes({0: "cat", 1: "Person", 2: "dog"}, {0: "dog", 1: "person"})
+    assert (shared.student, shared.teacher) == ([0, 1], [2, 1])
 
 
-def test_a_class_the_teacher_lacks_is_named():
-    with pytest.raises(UserError, match=r"knows 2 classes \(a, b\) but not c of the data's 2"):
-        map_classes({0: "a", 1: "b"}, {0: "a", 1: "c"})
+def test_a_class_the_teacher_lacks_is_left_out_and_said(monkeypatch):
+    lines = []
+    monkeypatch.setattr(LOGGER, "warning", lambda text: lines.append(text))
+    shared = share_classes({0: "a", 1: "b"}, {0: "c", 1: "b", 2: "a"})
+    assert (shared.student, shared.teacher) == ([1, 2], [1, 0])
+    assert "does not know c of the 3 classes" in lines[0]
+    with pytest.raises(UserError, match=r"none of the 2 that are trained \(c, d\)"):
+        share_classes({0: "a", 1: "b"}, {0: "c", 1: "d"})
+
+
+def test_classes_that_are_not_trained_are_left_out():
+    coco = dict(enumerate(("person", "bicycle", "car")))
+    shared = share_classes(coco, coco, [2, 0])
+    assert (shared.student, shared.teacher) == ([0, 2], [0, 2])
+    shared = share_classes(coco, {0: "car", 1: "person"}, [1])
+    assert (shared.student, shared.teacher) == ([1], [0])
 
 
 def test_all_tensors_of_an_intact_teacher_are_loaded(teacher):

@@ -232,3 +232,27 @@ def test_a_run_is_repeated_from_its_args(data, teacher):
 def test_data_without_boxes_is_refused(tmp_path):
     with pytest.raises(UserError, match="no boxes in its train split"):
         train(write_data(tmp_path / "empty", boxes=False))
+
+
+def test_scores_of_the_shared_classes_alone_are_compared(tmp_path, teacher, log):
+    # The teacher knows a and b; the data's class c is learnt from the data alone
+    data = write_data(tmp_path / "data", names=("c", "b"))
+    trainer = train(data, teacher=str(teacher))
+    assert trainer.model.shared.student == [1]
+    assert trainer.model.shared.teacher == [1]
+    assert "1 of the student's 2 compared with 1 of the teacher's 2 (b = b)" in "\n".join(log)
+    assert results(trainer)[0]["train/resp_loss"] > 0
+
+    model, batch = trainer.model.train(), trainer.preprocess_batch(next(iter(trainer.train_loader)))
+    before = model.loss(batch)[1]["resp_loss"]
+    with torch.no_grad():  # what the teacher thinks of class a, the first of every anchor's two, changes nothing
+        model.teacher_model.detector.head.cls_logits.bias[0::2] += 5.0
+    torch.testing.assert_close(model.loss(batch)[1]["resp_loss"], before)
+    with torch.no_grad():
+        model.teacher_model.detector.head.cls_logits.bias[1::2] += 5.0
+    assert (model.loss(batch)[1]["resp_loss"] - before).abs() > 1e-3
+
+
+def test_classes_that_are_not_trained_are_not_distilled(data, teacher):
+    trainer = train(data, teacher=str(teacher), classes=[1])
+    assert trainer.model.shared.student == [1]
