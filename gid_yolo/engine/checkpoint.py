@@ -14,6 +14,7 @@ from torch import nn
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import checks
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
 from gid_yolo.cfg import model_names
 from gid_yolo.engine import foreign
@@ -50,6 +51,8 @@ def load_any(path: str | Path, role: str = "model") -> tuple[Any, dict[str, Any]
         UserError: No such file, or neither a checkpoint of gid-yolo nor of a YOLO detector.
     """
     path = Path(path)
+    if not path.is_file() and path.name in GITHUB_ASSETS_NAMES:
+        path = _download(path, role)
     if not path.is_file():
         raise UserError(f"{role}={path} does not exist: give a checkpoint of gid-train, e.g. runs/.../weights/best.pt.")
     if path.suffix in foreign.SUFFIXES:
@@ -69,6 +72,21 @@ def load_any(path: str | Path, role: str = "model") -> tuple[Any, dict[str, Any]
             f"train one with gid-train, from {', '.join(model_names())} or a YOLO yaml."
         )
     return model, ckpt
+
+
+def _download(path: Path, role: str) -> Path:
+    """One of the checkpoints that Ultralytics publishes, fetched to where it is looked for.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    try:
+        return Path(attempt_download_asset(path))
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).replace("❌", "").split()).rstrip(".")
+        raise UserError(
+            f"{role}={path} is not here and could not be downloaded ({reason}): put the file there."
+        ) from error
 
 
 def load_model(path: str | Path, role: str = "model") -> tuple[DetectionModel, dict[str, Any]]:

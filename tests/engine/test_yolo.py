@@ -13,6 +13,8 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.ops import xywh2xyxy
 
 from gid_yolo import GID
+from gid_yolo.cli import main
+from gid_yolo.engine import checkpoint
 from gid_yolo.engine.checkpoint import load_any, load_model
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.teacher_student import TeacherStudentModel
@@ -175,3 +177,14 @@ def test_arguments_that_do_not_fit_a_yolo(data, arguments, message) -> None:
 def test_only_detectors_are_taken() -> None:
     with pytest.raises(UserError, match=r"ends in a Segment head"):
         GID("yolo11n-seg.yaml")
+
+
+def test_weights_that_cannot_be_downloaded(capsys, data, tmp_path, monkeypatch) -> None:
+    def offline(path):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(checkpoint, "attempt_download_asset", offline)
+    path = tmp_path / "yolo11s.pt"
+    assert main(["train", "model=yolo11n.yaml", f"data={data}", f"teacher={path}", "epochs=1"]) == 2
+    text = capsys.readouterr().err
+    assert f"teacher={path} is not here and could not be downloaded (no network)" in text
