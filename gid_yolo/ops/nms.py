@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms
 
 
 def best_first(scores: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` valid elements of highest score of every row, best first.
+    """The `count` valid elements of highest score of every row, best first, of equal ones the lower index.
 
     Args:
         scores: (B, N), finite where valid.
@@ -24,7 +24,10 @@ def best_first(scores: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tenso
     """
     # Padded by `count`, so that top-k has enough to choose from whatever N is in a graph with dynamic axes
     padded = F.pad(scores.masked_fill(~valid, -math.inf), (0, count), value=-math.inf)
-    values, index = padded.topk(count, dim=1)
+    if torch.onnx.is_in_onnx_export():
+        values, index = padded.topk(count, dim=1)  # ONNX defines the order of equal values, PyTorch does not
+    else:
+        values, index = (x[:, :count] for x in padded.sort(dim=1, descending=True, stable=True))
     found = values > -math.inf
     return index.masked_fill(~found, 0), found
 

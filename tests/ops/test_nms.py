@@ -109,3 +109,12 @@ def test_equals_torchvision_for_one_group() -> None:
     boxes, scores, _ = make_groups(1, 300)
     keep = grouped_nms(boxes, scores, torch.ones(1, 300, dtype=torch.bool), 0.5)
     assert set(keep[0].nonzero()[:, 0].tolist()) == set(nms(boxes[0], scores[0], 0.5).tolist())
+
+
+def test_of_equal_scores_the_lower_index_comes_first() -> None:
+    # As an untrained or dead part of a network gives them, at every place the same
+    scores = torch.tensor([0.5, 0.1, 0.5, 0.9]).repeat(500)[None]
+    index, found = best_first(scores, torch.ones_like(scores, dtype=torch.bool), 1500)
+    order = sorted(range(2000), key=lambda i: (-scores[0, i].item(), i))
+    assert index[0].tolist() == order[:1500]
+    assert found.all()
