@@ -131,7 +131,8 @@ def final_differences(
 ) -> tuple[float, float]:
     """Like `largest_differences` for detections that are final, whose rows have no fixed order.
 
-    Every detection is compared with the nearest of its class in the other's; one that has none differs by infinity.
+    Every detection is compared with the nearest of its class in the other's, each with another; one that has none
+    differs by infinity.
 
     Args:
         model: The network in evaluation mode and fp32, on the CPU.
@@ -139,17 +140,23 @@ def final_differences(
         batches: The inputs.
         least: Score from which a detection counts; those at the threshold may be on either side of it.
     """
-    boxes = scores = 0.0
+    boxes, scores, compared = 0.0, 0.0, 0
     for found, images in zip(outputs, batches, strict=True):
         expected = model(torch.from_numpy(images))[0].numpy()
         if expected.shape != found.shape:
             return float("inf"), float("inf")
         for pair in zip(expected.astype(np.float64), found.astype(np.float64), strict=True):
             for one, other in (pair, pair[::-1]):
+                left = other[other[:, 4] >= least - SCORE_LIMIT]
                 for row in one[one[:, 4] >= least + SCORE_LIMIT]:
-                    same = other[(other[:, 5] == row[5]) & (other[:, 4] >= least - SCORE_LIMIT)]
-                    distance = np.abs(same[:, :4] - row[:4]).max(1) if len(same) else np.array([np.inf])
+                    compared += 1
+                    distance = np.abs(left[:, :4] - row[:4]).max(1) + np.where(left[:, 5] == row[5], 0, np.inf)
+                    if not len(left) or distance.min() == np.inf:
+                        return float("inf"), float("inf")
                     nearest = int(distance.argmin())
                     boxes = float(np.maximum(boxes, distance[nearest]))
-                    scores = float(np.maximum(scores, abs(same[nearest, 4] - row[4]) if len(same) else np.inf))
+                    scores = float(np.maximum(scores, abs(left[nearest, 4] - row[4])))
+                    left = np.delete(left, nearest, axis=0)  # one to one
+    if not compared:
+        LOGGER.warning(f"no detection reaches {least} on the images of the comparison: nothing was compared.")
     return boxes, scores

@@ -15,7 +15,7 @@ from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.data.convert import prepare_data
 from gid_yolo.data.synthetic import synthetic_dataset
 from gid_yolo.engine.checkpoint import is_checkpoint, load_model, no_autoinstall
-from gid_yolo.engine.config import DEFAULTS, check_keys, check_values, thresholds, yolo_defaults
+from gid_yolo.engine.config import DEFAULTS, check_keys, check_values, thresholds, ultralytics_args, yolo_defaults
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
 from gid_yolo.engine.exporter import GIDExporter
@@ -166,8 +166,13 @@ class GID(Model):
         check_values(kwargs)
         check_device(kwargs.get("device"))
         if is_yolo(self.model):
-            with no_autoinstall():
-                return super().export(**{"format": "onnx", **kwargs})
+            try:
+                with no_autoinstall():
+                    return super().export(**{"format": "onnx", **ultralytics_args(kwargs)})
+            except (ImportError, OSError, ValueError, RuntimeError, AssertionError) as error:
+                raise UserError(
+                    f"the export failed ({type(error).__name__}): {' '.join(str(error).split())[:300]}"
+                ) from error
         args = {"imgsz": self.model.args.get("imgsz", 640), "batch": 1, "device": None, "data": None}
         overrides = {**self.overrides, **args, "format": "onnx", **kwargs, "mode": "export"}
         return GIDExporter(overrides=overrides, _callbacks=self.callbacks)(model=self.model)

@@ -55,7 +55,7 @@ def load_any(path: str | Path, role: str = "model") -> tuple[Any, dict[str, Any]
         path = _download(path, role)
     if not path.is_file():
         raise UserError(f"{role}={path} does not exist: give a checkpoint of gid-train, e.g. runs/.../weights/best.pt.")
-    if path.suffix in foreign.SUFFIXES:
+    if path.suffix.lower() in foreign.SUFFIXES:
         return foreign.load_foreign(path, role), {"source": str(path)}
     try:
         with no_autoinstall():

@@ -11,7 +11,7 @@ from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.distill_model import DistillationModel
-from ultralytics.utils import RANK
+from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo._version import __version__
@@ -47,6 +47,8 @@ class DistillationTrainer(DetectionTrainer):
         check_keys(overrides)
         if overrides.get("model") is None and not overrides.get("resume"):
             raise UserError("model= is missing: give a name such as retina_nano, a yaml, or a checkpoint.")
+        if overrides.get("distill_model"):
+            raise UserError("distill_model= is Ultralytics' own distillation: give teacher= here, or use yolo train.")
         self.model_record: dict[str, Any] = {}
         self.adaptation_state: dict[str, torch.Tensor] | None = None
         defaults = self.defaults_for(None if overrides.get("resume") else overrides.get("model"))
@@ -59,6 +61,9 @@ class DistillationTrainer(DetectionTrainer):
             (self.save_dir / "coco_metrics.json").unlink(missing_ok=True)
         if self.distilling and self.batch_size < 1:
             raise UserError(f"batch={self.batch_size} cannot be found automatically with a teacher: give a number.")
+        if self.distilling and self.args.compile:
+            LOGGER.warning("compile= is off: under a teacher the features must stay apart from the compiled graph.")
+            self.args.compile = False
 
     @staticmethod
     def defaults_for(model: Any) -> dict[str, Any]:
@@ -118,10 +123,28 @@ class DistillationTrainer(DetectionTrainer):
         if not self.resume:
             if isinstance(self.args.pretrained, str | Path):
                 weights, _ = load_model(self.args.pretrained, "pretrained")
+                self._check_pretrained(weights, cfg)
             elif self.args.pretrained is False:
                 weights = None
         self.model = self.get_model(cfg=cfg, weights=weights, verbose=RANK in {-1, 0})
         return ckpt
+
+    def _check_pretrained(self, weights: Any, cfg: Any) -> None:
+        """Refuse weights that a model of `cfg` would take nothing of.
+
+        Raises:
+            UserError: Another kind of detector.
+        """
+        other = distillable(weights).family
+        if other != (own := self.family_of(cfg)):
+            raise UserError(
+                f"pretrained={self.args.pretrained} is a {other} and the model a {own}: give weights of its own kind."
+            )
+
+    @staticmethod
+    def family_of(cfg: Any) -> str:
+        """Kind of detector that the settings of a model make."""
+        raise NotImplementedError
 
     def set_model_attributes(self) -> None:
         """Attach the data's names and the arguments, note what the run is, and wrap for distillation."""
@@ -129,7 +152,8 @@ class DistillationTrainer(DetectionTrainer):
         super().set_model_attributes()
         student.record = self._record(student)
         if self.distilling:
-            self.model = self._with_teacher(student)
+            with torch.random.fork_rng(devices=[]):  # a distilled run draws the numbers of its plain twin
+                self.model = self._with_teacher(student)
 
     def _with_teacher(self, student: Any) -> TeacherStudentModel:
         """Student and teacher side by side.
@@ -190,7 +214,8 @@ class DistillationTrainer(DetectionTrainer):
     def _setup_train(self) -> None:
         super()._setup_train()
         if RANK in {-1, 0}:
-            preflight.report(self)
+            with torch.random.fork_rng(devices=[]):
+                preflight.report(self)
             if self.distilling:
                 unwrap_model(self.model).probe = {}
                 self.add_callback("on_train_batch_end", preflight.first_step)

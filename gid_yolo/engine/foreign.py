@@ -26,6 +26,7 @@ from gid_yolo.errors import UserError
 SUFFIXES = (".pth", ".pkl")
 COCO = [name for name in CATEGORIES[1:] if name != "N/A"]  # its 80 classes in their order
 UNNAMED = "class {}"  # of classes whose names the file does not hold
+UNNAMED_LABEL = "label {}"  # likewise, where label 0 may be nothing's
 
 
 def load_foreign(path: Path, role: str) -> GIDDetectionModel:
@@ -38,7 +39,7 @@ def load_foreign(path: Path, role: str) -> GIDDetectionModel:
         UserError: The file cannot be read, or matches no known detector, or one only in part.
     """
     try:
-        content = _read_pickle(path) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
+        content = _read_pickle(path) if path.suffix.lower() == ".pkl" else torch.load(path, "cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{role}={path} cannot be read as weights alone ({type(error).__name__}: {_line(error)}): "
@@ -49,26 +50,27 @@ def load_foreign(path: Path, role: str) -> GIDDetectionModel:
         if is_torchvision(state):
             theirs = torchvision_model(state, path.name)
             converted, names = convert_torchvision(theirs), class_names(theirs)
+            pattern = UNNAMED if converted.config["detector"] == "faster_rcnn" else UNNAMED_LABEL
         elif is_detectron2(state):
             converted = convert_detectron2(state)
-            names = COCO if converted.config["nc"] == len(COCO) else None
+            names, pattern = COCO if converted.config["nc"] == len(COCO) else None, UNNAMED
         else:
             raise UserError(
                 f"{role}={path} holds {len(state)} tensors, but not by the names of torchvision's or detectron2's "
                 "detectors: give a file of a RetinaNet, FCOS or Faster R-CNN, or a checkpoint of gid-train."
             )
-        return _model(converted, names, path)
+        return _model(converted, names or [pattern.format(i) for i in range(converted.config["nc"])], path)
     except UserError:
         raise
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:  # names and shapes of any kind
         raise UserError(f"{role}={path} cannot be used: {_line(error)}") from error
 
 
-def _model(converted: Converted, names: list[str] | None, path: Path) -> GIDDetectionModel:
+def _model(converted: Converted, names: list[str], path: Path) -> GIDDetectionModel:
     detector = converted.build()
     model = GIDDetectionModel(converted.config, verbose=False)
     model.model = nn.Sequential(detector)
-    model.names = dict(enumerate(names or [UNNAMED.format(i) for i in range(model.nc)]))
+    model.names = dict(enumerate(names))
     model.args, model.pt_path = {**DEFAULTS, "model": str(path), "task": "detect"}, str(path)
     return model.eval()
 
@@ -98,7 +100,8 @@ def _state_dict(content: Any) -> dict[str, torch.Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     values = content if isinstance(content, dict) else {}
-    tensors = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in values.items()}
+    numbers = {k: v for k, v in values.items() if not isinstance(v, np.ndarray) or v.dtype.kind in "fiub"}
+    tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in numbers.items()}
     return {str(key).removeprefix("module."): v for key, v in tensors.items() if isinstance(v, torch.Tensor)}
 
 

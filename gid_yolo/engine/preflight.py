@@ -64,7 +64,9 @@ def report(trainer: DistillationTrainer) -> None:
     student = model.student_model if isinstance(model, TeacherStudentModel) else model
     rows = [("student", _describe(student)), ("student weights", trainer.initialised_from(student))]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    rows.append(("trained", f"{trainable / 1e6:.2f} M parameters, {len(trainer.args.freeze or [])} parts frozen"))
+    freeze = trainer.args.freeze or []
+    frozen = freeze if isinstance(freeze, int) else len(freeze)  # YOLO's may be a number of layers
+    rows.append(("trained", f"{trainable / 1e6:.2f} M parameters, {frozen} parts frozen"))
     rows.append(("data", f"{trainer.args.data}, {student.nc} classes"))
     rows += [(f"{split} images", _counted(trainer, split)) for split in ("train", "val")]
     if isinstance(model, TeacherStudentModel):
@@ -185,6 +187,9 @@ def first_step(trainer: DistillationTrainer) -> None:
     LOGGER.info("\nFirst step (gradients at the student's pyramid)\n" + "\n".join(lines) + "\n")
     for name in model.term_names:
         value, grad = probe.get(name, (0.0, 0.0))
+        if name == "rel_loss" and value == 0 and not (model.instances.valid.sum(1) > 1).any():
+            LOGGER.warning("rel_loss is 0 in the first step: no image has two general instances to relate.")
+            continue
         if value == 0 or grad == 0 or not math.isfinite(value + grad):
             raise UserError(
                 f"{name} is on but its value is {value:g} and its gradient {grad:g} in the first step: "

@@ -80,11 +80,14 @@ def share_classes(
 
 
 def _in_order(teacher: dict[int, str], count: int) -> list[int]:
-    """The classes of a teacher without names, if they are `count`, or one more of which the first is nothing's."""
-    if list(teacher.values()) != [foreign.UNNAMED.format(i) for i in range(len(teacher))]:
-        return []
+    """The classes of a teacher without names, if they are `count`, or labels one more, of which 0 is nothing's."""
     first = len(teacher) - count
-    return list(range(first, len(teacher))) if first in (0, 1) else []
+    for pattern, allowed in ((foreign.UNNAMED, (0,)), (foreign.UNNAMED_LABEL, (0, 1))):
+        unnamed = list(teacher.values()) == [pattern.format(i) for i in range(len(teacher))]
+        if unnamed and first in allowed:
+            LOGGER.warning(f"the teacher's {len(teacher)} classes have no names: they are taken in the data's order.")
+            return list(range(first, len(teacher)))
+    return []
 
 
 def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any]) -> Path:
@@ -100,8 +103,8 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
     """
     path = Path(teacher)
     if is_checkpoint(path):
-        load_model(path, "teacher")  # fail before anything is trained
-        return path.resolve()
+        found = load_model(path, "teacher")[0].pt_path  # fail before anything is trained
+        return Path(found).resolve()
     name = str(teacher)
     if name not in model_names():
         raise UserError(

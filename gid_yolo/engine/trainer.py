@@ -10,7 +10,7 @@ from torch import nn
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
-from gid_yolo.detectors.build import PRIOR_SETTINGS
+from gid_yolo.detectors.build import PRIOR_SETTINGS, model_config
 from gid_yolo.engine.checkpoint import is_checkpoint, load_model
 from gid_yolo.engine.config import configured_model, model_defaults
 from gid_yolo.engine.detection_model import GIDDetectionModel
@@ -31,6 +31,11 @@ class GIDTrainer(DistillationTrainer):
         if model is None:
             return model_defaults({})
         return model_defaults(load_model(model)[0].yaml if is_checkpoint(model) else configured_model(model, {}))
+
+    @staticmethod
+    def family_of(cfg: Any) -> str:
+        """Kind of detector that the settings of a model make."""
+        return str(model_config(cfg)["detector"])
 
     def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> GIDDetectionModel:
         """Build a detector for the data's classes and load `weights` or the backbone's."""
@@ -60,7 +65,8 @@ class GIDTrainer(DistillationTrainer):
 
     def _with_teachers_anchors(self, config: dict[str, Any]) -> dict[str, Any]:
         """The settings of a new student with the teacher's anchors, without which nothing can be compared."""
-        teacher = load_model(self.args.teacher, "teacher")[0].yaml
+        with torch.random.fork_rng(devices=[]):  # a new student draws the weights of its plain twin
+            teacher = load_model(self.args.teacher, "teacher")[0].yaml
         if teacher.get("detector") != config["detector"]:
             return config  # refused by the preflight
         own, theirs = config.get("settings") or {}, teacher.get("settings") or {}

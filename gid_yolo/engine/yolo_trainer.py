@@ -30,11 +30,14 @@ class YOLOTrainer(DistillationTrainer):
         for key, nothing in _OF_OUR_DETECTORS.items():
             if (overrides or {}).get(key, nothing) != nothing:
                 raise UserError(f"{key}= is for the detectors of gid-yolo: a YOLO model defines that itself.")
-        if (overrides or {}).get("teacher") and (overrides or {}).get("distill_model"):
-            raise UserError("teacher= and distill_model= are two distillations: give one of them.")
         super().__init__(cfg, overrides, _callbacks)
 
     @staticmethod
     def defaults_for(model: Any) -> dict[str, Any]:
         """Ultralytics' defaults and those of the distillation."""
         return yolo_defaults()
+
+    @staticmethod
+    def family_of(cfg: Any) -> str:
+        """Always a YOLO."""
+        return "yolo"

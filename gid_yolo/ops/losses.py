@@ -21,16 +21,20 @@ def giou_loss(prediction: Tensor, target: Tensor) -> Tensor:
     prediction, target, eps = prediction.float(), target.float(), 1e-7
     low = torch.maximum(prediction[..., :2], target[..., :2])
     high = torch.minimum(prediction[..., 2:], target[..., 2:])
-    overlap = (high - low).prod(-1).where((high > low).all(-1), 0.0)
+    overlap = _product(high - low).where((high > low).all(-1), 0.0)
     union = _area(prediction) + _area(target) - overlap
     outer_low = torch.minimum(prediction[..., :2], target[..., :2])
     outer_high = torch.maximum(prediction[..., 2:], target[..., 2:])
-    hull = (outer_high - outer_low).prod(-1)
+    hull = _product(outer_high - outer_low)
     return 1 - overlap / (union + eps) + (hull - union) / (hull + eps)
 
 
 def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    return _product(boxes[..., 2:] - boxes[..., :2])
+
+
+def _product(size: Tensor) -> Tensor:
+    return size[..., 0] * size[..., 1]  # the gradient of `prod` looks for zeros and has the host wait for them
 
 
 def soft_bce(logits: Tensor, target_logits: Tensor) -> Tensor:

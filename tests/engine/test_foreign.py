@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import yaml
 from engine_helpers import FAST, write_data
 from torchvision.models.detection import (
     FCOS,
@@ -20,9 +21,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from gid_yolo import GID
 from gid_yolo.cli import main
+from gid_yolo.detectors.build import PRIOR_SETTINGS, model_config
 from gid_yolo.detectors.convert import from_torchvision
 from gid_yolo.detectors.convert.torchvision_checkpoint import CATEGORIES
-from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.checkpoint import fingerprint, load_model
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
@@ -119,7 +121,7 @@ def test_torchvisions_weights_teach(tmp_path) -> None:
     assert all(float(row[f"train/{name}"]) > 0 for name in ("feat_loss", "rel_loss", "resp_loss"))
     student, _ = load_model(trainer.best)
     assert student.yaml["settings"]["fit_strides"]  # torchvision's anchors
-    assert GID(path).val(data=str(write_data(tmp_path / "same", names=("class 0", "class 1", "class 2")))) is not None
+    assert GID(path).val(data=str(write_data(tmp_path / "same", names=("label 0", "label 1", "label 2")))) is not None
 
 
 def test_detectron2s_pickles_are_read_and_nothing_in_them_is_run(tmp_path) -> None:
@@ -143,3 +145,33 @@ def test_detectron2s_pickles_are_read_and_nothing_in_them_is_run(tmp_path) -> No
     path.write_bytes(pickle.dumps({"model": {"backbone.bottom_up.x": Trap()}}))
     with pytest.raises(UserError, match=r"it holds a builtins.print"):
         load_model(path)
+
+
+def test_a_foreign_teacher_leaves_the_students_numbers_alone(tmp_path, data) -> None:
+    # Loading it builds models, which draw weights: the student's own, and what its losses draw, must not move
+    path, name = tmp_path / "teacher.pth", "frcnn_nano"
+    torch.save(MAKERS["faster_rcnn"](3).state_dict(), path)
+    settings = tmp_path / "student.yaml"
+    theirs = load_model(path)[0].yaml["settings"]
+    config = model_config(name)
+    config["settings"] = {k: v for k, v in config["settings"].items() if k not in PRIOR_SETTINGS}
+    config["settings"] |= {k: theirs[k] for k in PRIOR_SETTINGS if k in theirs}
+    settings.write_text(yaml.safe_dump(config))
+    seen = []
+
+    def remember(trainer) -> None:
+        student = getattr(trainer.model, "student_model", trainer.model)
+        seen.append((fingerprint(student), torch.get_rng_state().sum().item()))
+
+    for extra in ({}, {"teacher": str(path)}):
+        arguments = {"model": str(settings), **FAST, "data": str(data), "save_dir": str(tmp_path / str(len(seen)))}
+        trainer = GIDTrainer(overrides={**arguments, **extra})
+        trainer.add_callback("on_train_start", remember)
+        trainer.train()
+    assert seen[0] == seen[1]
+
+
+def test_classes_of_a_file_without_a_background_are_not_shifted() -> None:
+    assert share_classes({0: "class 0", 1: "class 1"}, {0: "a", 1: "b"}).teacher == [0, 1]
+    with pytest.raises(UserError, match="none of the 2 that are trained"):
+        share_classes({i: f"class {i}" for i in range(3)}, {0: "a", 1: "b"})

@@ -166,7 +166,7 @@ def test_a_yolo_does_not_teach_a_retinanet(data, teacher) -> None:
     ("arguments", "message"),
     [
         ({"freeze_bn": True}, "freeze_bn= is for the detectors of gid-yolo"),
-        ({"teacher": "t.pt", "distill_model": "u.pt"}, "two distillations"),
+        ({"distill_model": "u.pt"}, "distill_model= is Ultralytics' own distillation"),
     ],
 )
 def test_arguments_that_do_not_fit_a_yolo(data, arguments, message) -> None:
@@ -188,3 +188,14 @@ def test_weights_that_cannot_be_downloaded(capsys, data, tmp_path, monkeypatch) 
     assert main(["train", "model=yolo11n.yaml", f"data={data}", f"teacher={path}", "epochs=1"]) == 2
     text = capsys.readouterr().err
     assert f"teacher={path} is not here and could not be downloaded (no network)" in text
+
+
+def test_a_number_of_frozen_layers_as_ultralytics_takes_it(data) -> None:
+    trainer = train(data, freeze=10)
+    frozen = [name for name, p in trainer.model.named_parameters() if not p.requires_grad]
+    assert any(name.startswith("model.9.") for name in frozen)
+
+
+def test_pretrained_of_another_kind_is_refused(data, teacher) -> None:
+    with pytest.raises(UserError, match="is a yolo and the model a retinanet"):
+        GID("retina_nano").train(**FAST, data=str(data), pretrained=str(teacher))

@@ -275,3 +275,36 @@ def test_missing_images_are_refused(tmp_path, checkpoint):
         image.unlink()
     with pytest.raises(UserError, match=r"split=val of data=.* cannot be read"):
         benchmark(checkpoint, data=path)
+
+
+class Final(torch.nn.Module):
+    """A network whose detections are given."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = torch.tensor([rows], dtype=torch.float32)
+
+    def forward(self, images):
+        return (self.rows,)
+
+
+ROWS = [[0, 0, 10, 10, 0.9, 0], [0, 0, 10, 10, 0.8, 0], [5, 5, 20, 20, 0.7, 1], [0, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("found", "boxes", "scores"),
+    [
+        (ROWS, 0.0, 0.0),
+        ([ROWS[2], ROWS[0], ROWS[1], ROWS[3]], 0.0, 0.0),  # rows have no fixed order
+        ([[0, 0, 10, 10.5, 0.9, 0], *ROWS[1:]], 0.5, 0.1),  # the nearer of the two is the other one
+        ([ROWS[0], ROWS[2], ROWS[3], ROWS[3]], np.inf, np.inf),  # one of two equal boxes is missing
+        ([*ROWS[:3], [5, 5, 20, 20, 0.7, 0]], np.inf, np.inf),  # one more
+        ([ROWS[0], ROWS[1], [5, 5, 20, 20, 0.7, 2], ROWS[3]], np.inf, np.inf),  # of another class
+        ([*ROWS[:3], [1, 1, 2, 2, 0.0505, 0]], 0.0, 0.0),  # at the threshold: on either side of it
+    ],
+)
+def test_final_detections_are_compared_one_to_one(found, boxes, scores):
+    images = np.zeros((1, 3, 8, 8), np.float32)
+    outputs = [np.array([found], dtype=np.float32)]
+    result = parity.final_differences(Final(ROWS), outputs, [images])
+    assert result == pytest.approx((boxes, scores), abs=1e-6)

@@ -40,7 +40,9 @@ def convert_detectron2(state: dict[str, Tensor]) -> Converted:
 def _retinanet(state: dict[str, Tensor]) -> Converted:
     sizes = [[x * 2 ** (i / 3) for i in range(3)] for x in (32.0, 64.0, 128.0, 256.0, 512.0)]
     count = len(RATIOS) * len(sizes[0])
-    classes = len(state["head.cls_score.bias"]) // count
+    classes, rest = divmod(len(state["head.cls_score.bias"]), count)
+    if rest or len(state["head.bbox_pred.bias"]) != 4 * count:
+        raise ValueError(f"its head is not of {count} anchors a cell, 3 sizes x 3 ratios: it cannot be converted.")
     config = {
         "detector": "retinanet",
         **_backbone(state),
