@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gid_yolo.detectors.build import build_detector
 from gid_yolo.detectors.detector import Detector
+from gid_yolo.errors import some
 
 
 @dataclass(frozen=True)
@@ -30,25 +31,26 @@ class Converted:
             ValueError: The weights do not fit the settings: what is missing or left over is named.
         """
         detector = build_detector(self.config)
-        own = detector.state_dict()
-        counters = {key for key in own if key.endswith("num_batches_tracked")}  # no part of a frozen batch norm
-        missing = sorted(set(own) - set(self.state) - counters)
-        extra = sorted(set(self.state) - set(own))
-        misfits = sorted(k for k in set(own) & set(self.state) if own[k].shape != self.state[k].shape)
-        if missing or extra or misfits:
-            raise ValueError(
-                f"the weights do not fit {self.config['detector']} on {self.config['backbone']}: missing "
-                f"{some_of(missing)}; left over {some_of(extra)}; of another shape {some_of(misfits)}."
-            )
-        detector.load_state_dict(self.state, strict=False)
+        load_exactly(
+            detector, self.state, f"the weights do not fit {self.config['detector']} on {self.config['backbone']}"
+        )
         return detector
 
 
-def some_of(names: list[str], most: int = 8) -> str:
-    """The first names of a list for a message, and how many more there are; `none` for an empty one."""
-    if not names:
-        return "none"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def load_exactly(model: nn.Module, state: dict[str, Tensor], problem: str) -> None:
+    """Load weights that must fit a model without remainder, but for the counters that a frozen batch norm lacks.
+
+    Raises:
+        ValueError: They do not: `problem`, and what is missing, left over, or of another shape.
+    """
+    own = model.state_dict()
+    missing = sorted(key for key in set(own) - set(state) if not key.endswith("num_batches_tracked"))
+    extra = sorted(set(state) - set(own))
+    misfits = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
+    if missing or extra or misfits:
+        lists = (some(names, 8) or "none" for names in (missing, extra, misfits))
+        raise ValueError("{}: missing {}; left over {}; of another shape {}.".format(problem, *lists))
+    model.load_state_dict(state, strict=False)
 
 
 def renamed(state: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, Tensor]:

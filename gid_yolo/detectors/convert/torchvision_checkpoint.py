@@ -19,7 +19,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead, _default_ancho
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from gid_yolo.detectors.convert.converted import some_of
+from gid_yolo.detectors.convert.converted import load_exactly
 from gid_yolo.detectors.convert.torchvision_backbone import RESNETS
 
 CATEGORIES: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # 91 labels of COCO, 0 for nothing
@@ -54,16 +54,7 @@ def torchvision_model(state: dict[str, Tensor], file_name: str = "") -> nn.Modul
         model = _retinanet(state, norm)
     else:
         raise ValueError("its tensors belong to no RetinaNet, FCOS or Faster R-CNN of torchvision.")
-    own = model.state_dict()
-    missing = sorted(key for key in set(own) - set(state) if not key.endswith("num_batches_tracked"))
-    extra = sorted(set(state) - set(own))
-    misfits = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
-    if missing or extra or misfits:
-        raise ValueError(
-            f"it matches a torchvision {type(model).__name__} only in part: missing {some_of(missing)}; left over "
-            f"{some_of(extra)}; of another shape {some_of(misfits)}."
-        )
-    model.load_state_dict(state, strict=False)
+    load_exactly(model, state, f"it matches a torchvision {type(model).__name__} only in part")
     if file_name.startswith(WITHOUT_EPSILON):
         for module in model.modules():
             if isinstance(module, FrozenBatchNorm2d):
