@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gid_yolo.distill.feature import Adaptation, LevelAdaptation, RoIPlan, feature_loss, plan_rois, roi_features
 from gid_yolo.distill.gism import select_general_instances
+from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.relation import relation_loss
 from gid_yolo.distill.response import ResponseFunctions, response_loss
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions
@@ -29,6 +30,8 @@ class GIDLoss(nn.Module):
         feature_normalize: `instance` or `pixel`, see `feature_loss`.
         relation_reduction: `mean` or `sum`, see `relation_loss`.
         adapt_kernel: Kernel size of the adaptation layer.
+        aligned: Predictions of teacher and student correspond one to one. If not, they are paired by overlap, and
+            responses cannot be compared.
     """
 
     def __init__(
@@ -45,13 +48,17 @@ class GIDLoss(nn.Module):
         feature_normalize: str = "instance",
         relation_reduction: str = "mean",
         adapt_kernel: int = 1,
+        aligned: bool = True,
     ) -> None:
         super().__init__()
+        self.aligned = aligned
         self.top_k, self.iou_threshold = top_k, iou_threshold
         self.weights = {"feature": 5e-4, "relation": 40.0, "response": 1.0}
         if unknown := set(weights or {}) - set(self.weights):
             raise ValueError(f"weights has unknown terms {sorted(unknown)}: choose from {', '.join(self.weights)}.")
         self.weights.update(weights or {})
+        if not aligned and self.weights["response"]:
+            raise ValueError("predictions that do not correspond one to one cannot be compared: response must be 0.")
         self.alpha, self.beta, self.roi_size = alpha, beta, roi_size
         self.feature_normalize, self.relation_reduction = feature_normalize, relation_reduction
         self.adapt: Adaptation | LevelAdaptation
@@ -79,7 +86,7 @@ class GIDLoss(nn.Module):
             teacher_pyramid: L maps (B, C_t, H_l, W_l), without a graph.
             student_pyramid: L maps (B, C_s, H_l, W_l).
             teacher: Predictions without a graph.
-            student: Predictions aligned one to one with the teacher's.
+            student: Predictions, aligned one to one with the teacher's unless `aligned` is off.
             functions: The detector's mask and losses.
             strides: Pixels per cell of each level.
             image_size: (height, width) of the input.
@@ -88,14 +95,10 @@ class GIDLoss(nn.Module):
             The terms `feat_loss`, `rel_loss`, `resp_loss`, already weighted, as far as their weight is not 0; and the
             instances.
         """
-        instances = select_general_instances(
-            teacher.scores,
-            student.scores.detach(),
-            teacher.boxes,
-            student.detach().boxes,
-            top_k=self.top_k,
-            iou_threshold=self.iou_threshold,
-        )
+        predictions = teacher.scores, student.scores.detach(), teacher.boxes, student.detach().boxes
+        if not self.aligned:
+            predictions = pair_predictions(*predictions)
+        instances = select_general_instances(*predictions, top_k=self.top_k, iou_threshold=self.iou_threshold)
         terms: dict[str, Tensor] = {}
         valid, weights = instances.valid, self.weights
         if weights["feature"] or weights["relation"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ultralytics.utils.metrics import bbox_iou
 
 from gid_yolo.distill.response import ResponseFunctions
 from gid_yolo.engine.detection_model import GIDDetectionModel, Outputs, raw_outputs
-from gid_yolo.errors import UserError
+from gid_yolo.errors import UserError, some
 from gid_yolo.ops.anchors import grid_anchors
 from gid_yolo.ops.dfl import decode_dfl
 from gid_yolo.ops.losses import soft_bce
@@ -28,7 +29,7 @@ class Distillable(ABC):
     """A model seen by the distillation; it holds no weights of its own.
 
     Attributes:
-        family: Kind of detector; only models of one kind can distil into each other.
+        family: Kind of detector; only models of one kind can compare their responses.
         strides: Pixels per cell of each pyramid level.
         channels: Channels of the pyramid, one number a level where they differ.
         num_classes: Classes C.
@@ -75,6 +76,51 @@ def distillable(model: nn.Module) -> Distillable:
     if is_yolo(model):
         return YOLODetector(model)
     raise UserError(f"a {type(model).__name__} cannot be distilled: give a detector of gid-yolo or a YOLO detector.")
+
+
+@dataclass(frozen=True)
+class SharedLevels:
+    """The pyramid levels that teacher and student have in common: features are compared on these alone.
+
+    Attributes:
+        student: Indices of the student's levels.
+        teacher: The teacher's level for each of them.
+        strides: Their pixels per cell.
+    """
+
+    student: list[int]
+    teacher: list[int]
+    strides: list[int]
+
+    def channels(self, student: Distillable, teacher: Distillable) -> tuple[int, int] | tuple[list[int], list[int]]:
+        """Channels of both pyramids: one number each, or one a level each where a pyramid's levels differ."""
+        if isinstance(student.channels, int) and isinstance(teacher.channels, int):
+            return student.channels, teacher.channels
+        return _channels(student, self.student), _channels(teacher, self.teacher)
+
+
+def share_levels(student: Distillable, teacher: Distillable) -> SharedLevels:
+    """The levels of equal stride, finest first; of levels that share a stride, the first goes with the first.
+
+    Raises:
+        UserError: There are none.
+    """
+    free, pairs = list(enumerate(teacher.strides)), []
+    for i, stride in enumerate(student.strides):
+        if match := next(((j, s) for j, s in free if s == stride), None):
+            free.remove(match)
+            pairs.append((i, match[0], stride))
+    if not pairs:
+        own, theirs = (some(map(str, view.strides)) for view in (student, teacher))
+        raise UserError(
+            f"the student's pyramid has strides {own} and the teacher's {theirs}: they have no level in common to "
+            "compare features on."
+        )
+    return SharedLevels(*(list(column) for column in zip(*pairs, strict=True)))
+
+
+def _channels(view: Distillable, levels: list[int]) -> list[int]:
+    return [view.channels if isinstance(view.channels, int) else view.channels[i] for i in levels]
 
 
 def is_yolo(model: Any) -> bool:

@@ -19,7 +19,7 @@ from gid_yolo.distill import GIDLoss
 from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.config import check_keys, check_values
-from gid_yolo.engine.distillable import distillable
+from gid_yolo.engine.distillable import distillable, share_levels
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.validator import GIDValidator
@@ -169,11 +169,9 @@ class DistillationTrainer(DetectionTrainer):
                 f"then {before}): put the old file back, or start a new run."
             )
         student.record["teacher_fingerprint"] = digest
-        preflight.check_alignment(teacher, student)
-        args = self.args
+        args, views = self.args, (distillable(student), distillable(teacher))
         projector = GIDLoss(
-            distillable(student).channels,
-            distillable(teacher).channels,
+            *share_levels(*views).channels(*views),
             top_k=args.gid_top_k,
             iou_threshold=args.gid_iou,
             weights={"feature": args.gid_feature, "relation": args.gid_relation, "response": args.gid_response},
@@ -183,6 +181,7 @@ class DistillationTrainer(DetectionTrainer):
             feature_normalize=args.gid_normalize,
             relation_reduction=args.gid_reduction,
             adapt_kernel=args.gid_adapt_kernel,
+            aligned=preflight.check_alignment(teacher, student, response=bool(args.gid_response)),
         )
         if self.adaptation_state is not None:
             projector.load_state_dict(self.adaptation_state)

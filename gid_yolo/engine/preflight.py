@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, ops
 from ultralytics.utils.torch_utils import unwrap_model
@@ -21,37 +22,39 @@ if TYPE_CHECKING:
     from gid_yolo.engine.distillation_trainer import DistillationTrainer
 
 
-def check_alignment(teacher: DetectionModel, student: DetectionModel, size: int = 128) -> int:
-    """Check that both models' predictions correspond one to one, on a blank image of `size` px.
+def misalignment(teacher: DetectionModel, student: DetectionModel, size: int = 128) -> str | None:
+    """Why the predictions of two models for an image of `size` px do not correspond one to one; None if they do."""
+    kinds = [distillable(model).family for model in (teacher, student)]
+    if kinds[0] != kinds[1]:
+        return f"the teacher is a {kinds[0]} and the student a {kinds[1]}"
+    priors = [_priors(model, size) for model in (teacher, student)]
+    if priors[0].shape != priors[1].shape:
+        return f"teacher and student predict {len(priors[0])} and {len(priors[1])} boxes for one image"
+    return None if torch.equal(*priors) else "teacher and student have different anchors"
 
-    Returns:
-        Predictions R on that image.
+
+@torch.no_grad()
+def _priors(model: DetectionModel, size: int) -> Tensor:
+    """The (R, 4) anchors or points of a model on a blank image."""
+    training, weight = model.training, next(model.parameters())
+    priors = distillable(model.eval()).raw(weight.new_zeros(1, 3, size, size))[1].priors
+    model.train(training)
+    return priors.cpu()
+
+
+def check_alignment(teacher: DetectionModel, student: DetectionModel, *, response: bool) -> bool:
+    """Whether predictions correspond one to one, without which responses cannot be compared.
 
     Raises:
-        UserError: Another kind of detector, another number of predictions, or other anchors.
+        UserError: They do not, and `response` is asked for.
     """
-    views = distillable(teacher), distillable(student)
-    kinds = views[0].family, views[1].family
-    if kinds[0] != kinds[1]:
+    reason = misalignment(teacher, student)
+    if reason and response:
         raise UserError(
-            f"the teacher is a {kinds[0]} and the student a {kinds[1]}: give both the same kind of detector."
+            f"{reason}: their responses cannot be compared one to one; give both the same kind of detector and the "
+            "same anchor settings, or set gid_response=0 to distil features and relations, which need only boxes."
         )
-    priors = []
-    for model, view in zip((teacher, student), views, strict=True):
-        weight = next(model.parameters())
-        training = model.training
-        with torch.no_grad():
-            model.eval()
-            priors.append(view.raw(weight.new_zeros(1, 3, size, size))[1].priors.cpu())
-            model.train(training)
-    if priors[0].shape != priors[1].shape:
-        raise UserError(
-            f"teacher and student predict {len(priors[0])} and {len(priors[1])} boxes for one image, so they cannot be "
-            "compared one to one: give both yamls the same anchor settings."
-        )
-    if not torch.equal(*priors):
-        raise UserError("teacher and student have different anchors: give both yamls the same anchor settings.")
-    return len(priors[0])
+    return reason is None
 
 
 def report(trainer: DistillationTrainer) -> None:
@@ -111,16 +114,26 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
     classes = (
         f"{teacher.nc} classes, the student's" if model.shared is None else _mapping(teacher, student, model.shared)
     )
-    boxes = check_alignment(teacher, student, trainer.args.imgsz)
     terms = ", ".join(f"{name} x {weight:g}" for name, weight in model.projector.weights.items() if weight)
     return [
         ("teacher", f"{_describe(original)}, {args.teacher}"),
         ("teacher tensors", f"{loaded} of {wanted} loaded; frozen, evaluation mode"),
         ("teacher accuracy", f"mAP {columns['mAP']:.1f}, AP50 {columns['AP50']:.1f} on {images} validation images"),
         ("teacher classes", classes),
-        ("aligned", f"R = {boxes} predictions at {trainer.args.imgsz} px, same anchors"),
+        ("aligned", _alignment(trainer, model)),
         ("distillation", f"K = {model.projector.top_k}, {terms or 'ALL TERMS OFF'}"),
     ]
+
+
+def _alignment(trainer: DistillationTrainer, model: TeacherStudentModel) -> str:
+    size = trainer.args.imgsz
+    reason = misalignment(model.teacher_model, model.student_model, size)
+    if model.projector.aligned:
+        if reason:
+            raise UserError(f"{reason} at {size} px, although they are aligned at 128 px: use another imgsz.")
+        return f"R = {len(_priors(model.student_model, size))} predictions at {size} px, same anchors"
+    strides = ", ".join(map(str, model.levels.strides))
+    return f"NO, {reason}: instances are paired by overlap, features compared at strides {strides}"
 
 
 def _mapping(teacher: DetectionModel, student: DetectionModel, shared: SharedClasses) -> str:

@@ -12,7 +12,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import copy_attr
 
 from gid_yolo.distill import GIDLoss
-from gid_yolo.engine.distillable import Distillable, distillable
+from gid_yolo.engine.distillable import Distillable, distillable, share_levels
 from gid_yolo.engine.teacher import SharedClasses
 from gid_yolo.ops.structures import GeneralInstances
 
@@ -25,7 +25,7 @@ class TeacherStudentModel(DistillationModel):
 
     Args:
         student: The model to train, ours or a YOLO detector.
-        teacher: The trained model, of the same kind; frozen here.
+        teacher: The trained model; frozen here.
         projector: The distillation loss with its adaptation layer (Ultralytics' name for it).
         shared: The classes whose scores are compared; None for all.
     """
@@ -45,9 +45,11 @@ class TeacherStudentModel(DistillationModel):
         frozen = freeze_teacher(teacher)
         self.__dict__["teacher_model"] = frozen  # past nn.Module's registration
         self.views: tuple[Distillable, Distillable] | None = distillable(frozen), distillable(student)
+        self.levels = share_levels(self.views[1], self.views[0])
         self.instances: GeneralInstances | None = None  # of the last training batch
         self.probe: dict[str, tuple[float, float]] | None = None  # preflight: set to {} to record one step
         copy_attr(self, student, exclude=("criterion",))
+        self.stride = max(student.stride, frozen.stride, key=lambda s: int(s.max()))  # images must fit both
 
     def _freeze_teacher(self) -> None:
         """Take no note: the teacher is frozen for good and `train()` does not reach it."""
@@ -93,12 +95,12 @@ class TeacherStudentModel(DistillationModel):
             teacher_features, teacher_raw = teacher_view.raw(batch["img"])
         of_student, of_teacher = self.class_index or (None, None)
         terms, self.instances = self.projector(
-            teacher_features,
-            features,
+            [teacher_features[i] for i in self.levels.teacher],
+            [features[i] for i in self.levels.student],
             teacher_raw.select_classes(of_teacher),
             raw.select_classes(of_student),
             functions=view.functions,
-            strides=view.strides,
+            strides=self.levels.strides,
             image_size=tuple(batch["img"].shape[-2:]),
         )
         scale = view.loss_scale(batch)

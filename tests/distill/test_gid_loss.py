@@ -7,7 +7,8 @@ from reference.gism import naive_gism
 from reference.retinanet import torchvision_matches
 
 from gid_yolo.detectors import build_detector
-from gid_yolo.distill import GIDLoss
+from gid_yolo.distill import GIDLoss, select_general_instances
+from gid_yolo.distill.pairing import pair_predictions
 
 SIZE = (64, 96)
 NAMES = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss"}
@@ -199,6 +200,25 @@ def test_misaligned_models_are_an_error(pair: dict) -> None:
         pyramid, raw = teacher.raw(pair["images"])
     with pytest.raises(ValueError, match="aligned"):
         run({**pair, "pyramid": pyramid, "raw": raw}, GIDLoss(64, 64))
+
+
+def test_misaligned_models_are_paired_by_overlap(pair: dict) -> None:
+    # Half of the teacher's predictions are enough to pair: which they are is all the same to features and relations
+    raw = pair["raw"]
+    half = replace(raw, logits=raw.logits[:, ::2], regression=raw.regression[:, ::2], priors=raw.priors[::2])
+    gid = make_loss(pair, aligned=False, weights={"response": 0.0})
+    terms, instances, pyramid, student = run({**pair, "raw": half}, gid)
+    student = student.detach()
+    pairs = pair_predictions(half.scores, student.scores, half.boxes, student.boxes)
+    assert torch.equal(instances.boxes, select_general_instances(*pairs).boxes)
+    assert set(terms) == {"feat_loss", "rel_loss"}
+    sum(terms.values()).backward()
+    assert any(x.grad is not None and x.grad.any() for x in pyramid)
+
+
+def test_responses_of_misaligned_models_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="response must be 0"):
+        GIDLoss(64, 64, aligned=False)
 
 
 def test_autocast_stays_close(pair: dict) -> None:
