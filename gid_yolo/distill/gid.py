@@ -11,7 +11,8 @@ from gid_yolo.distill.gism import select_general_instances
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.relation import relation_loss
 from gid_yolo.distill.response import ResponseFunctions, response_loss
-from gid_yolo.ops.structures import GeneralInstances, RawPredictions
+from gid_yolo.distill.types import GROUND_TRUTH, classify, ground_truth_instances, keep_types, parse_types
+from gid_yolo.ops.structures import GeneralInstances, RawPredictions, Targets
 
 
 class GIDLoss(nn.Module):
@@ -32,6 +33,8 @@ class GIDLoss(nn.Module):
         adapt_kernel: Kernel size of the adaptation layer.
         aligned: Predictions of teacher and student correspond one to one. If not, they are paired by overlap, and
             responses cannot be compared.
+        types: Which instances are distilled: `all`, types of equation 11 such as `pos+semi`, or `gt` for the ground
+            truth in their place (table 5).
     """
 
     def __init__(
@@ -49,9 +52,11 @@ class GIDLoss(nn.Module):
         relation_reduction: str = "mean",
         adapt_kernel: int = 1,
         aligned: bool = True,
+        types: str = "all",
     ) -> None:
         super().__init__()
         self.aligned = aligned
+        self.types = parse_types(types)
         self.top_k, self.iou_threshold = top_k, iou_threshold
         self.weights = {"feature": 5e-4, "relation": 40.0, "response": 1.0}
         if unknown := set(weights or {}) - set(self.weights):
@@ -79,6 +84,7 @@ class GIDLoss(nn.Module):
         functions: ResponseFunctions,
         strides: Sequence[int],
         image_size: tuple[int, int],
+        targets: Targets | None = None,
     ) -> tuple[dict[str, Tensor], GeneralInstances]:
         """Select general instances and compute the weighted terms.
 
@@ -90,15 +96,13 @@ class GIDLoss(nn.Module):
             functions: The detector's mask and losses.
             strides: Pixels per cell of each level.
             image_size: (height, width) of the input.
+            targets: Ground truth, to tell the instances' types; needed unless `types` is `all`.
 
         Returns:
             The terms `feat_loss`, `rel_loss`, `resp_loss`, already weighted, as far as their weight is not 0; and the
             instances.
         """
-        predictions = teacher.scores, student.scores.detach(), teacher.boxes, student.detach().boxes
-        if not self.aligned:
-            predictions = pair_predictions(*predictions)
-        instances = select_general_instances(*predictions, top_k=self.top_k, iou_threshold=self.iou_threshold)
+        instances = self.select(teacher, student.detach(), targets)
         terms: dict[str, Tensor] = {}
         valid, weights = instances.valid, self.weights
         if weights["feature"] or weights["relation"]:
@@ -116,6 +120,25 @@ class GIDLoss(nn.Module):
             loss = response_loss(teacher, student, mask, functions=functions, alpha=self.alpha, beta=self.beta)
             terms["resp_loss"] = weights["response"] * loss
         return terms, instances
+
+    def select(self, teacher: RawPredictions, student: RawPredictions, targets: Targets | None) -> GeneralInstances:
+        """The instances that are distilled, of predictions without a graph.
+
+        Raises:
+            ValueError: `types` are asked for and `targets` are not given.
+        """
+        if targets is None and self.types is not None:
+            raise ValueError("the types of general instances need targets to compare them with.")
+        if targets is not None and self.types == (GROUND_TRUTH,):
+            return classify(ground_truth_instances(targets), targets)
+        predictions = teacher.scores, student.scores, teacher.boxes, student.boxes
+        if not self.aligned:
+            predictions = pair_predictions(*predictions)
+        instances = select_general_instances(*predictions, top_k=self.top_k, iou_threshold=self.iou_threshold)
+        if targets is None:
+            return instances
+        instances = classify(instances, targets)
+        return instances if self.types is None else keep_types(instances, self.types)
 
     def _adapted(self, pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int]) -> Tensor:
         """The student's crops, (B, K, C_t, h, w)."""

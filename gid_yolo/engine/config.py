@@ -11,6 +11,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from gid_yolo.cfg import CFG_DIR, load_yaml
 from gid_yolo.detectors import model_config
+from gid_yolo.distill.types import parse_types
 from gid_yolo.errors import UserError
 
 _FILE = load_yaml(CFG_DIR / "default.yaml")
@@ -90,6 +91,10 @@ def check_values(args: dict[str, Any]) -> None:
     for key in ("gid_iou", "ema_decay"):
         if (args.get(key) or 0) > 1:
             raise UserError(f"{key}={args[key]} must lie between 0 and 1.")
+    try:
+        parse_types(str(args.get("gid_types") or "all"))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     sizes = args.get("imgsz") or []
     for size in sizes if isinstance(sizes, list | tuple) else [sizes]:
         if not isinstance(size, int | float) or size < MIN_IMGSZ:

@@ -20,6 +20,7 @@ from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.config import check_keys, check_values
 from gid_yolo.engine.distillable import distillable, share_levels
+from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.validator import GIDValidator
@@ -181,6 +182,7 @@ class DistillationTrainer(DetectionTrainer):
             feature_normalize=args.gid_normalize,
             relation_reduction=args.gid_reduction,
             adapt_kernel=args.gid_adapt_kernel,
+            types=args.gid_types,
             aligned=preflight.check_alignment(teacher, student, response=bool(args.gid_response)),
         )
         if self.adaptation_state is not None:
@@ -218,3 +220,15 @@ class DistillationTrainer(DetectionTrainer):
             if self.distilling:
                 unwrap_model(self.model).probe = {}
                 self.add_callback("on_train_batch_end", preflight.first_step)
+                counts = InstanceCounts(self.save_dir / "gi_types.csv")
+                for event, method in (
+                    ("epoch_start", counts.start),
+                    ("batch_end", counts.add),
+                    ("epoch_end", counts.write),
+                ):
+                    self.add_callback(f"on_train_{event}", method)
+
+    def plot_metrics(self) -> None:
+        """Ultralytics' curves, and figure 5 of a distillation."""
+        super().plot_metrics()
+        draw_counts(self.save_dir / "gi_types.csv")

@@ -12,7 +12,10 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import copy_attr
 
 from gid_yolo.distill import GIDLoss
+from gid_yolo.distill.types import count_types
+from gid_yolo.engine.detection_model import batch_targets
 from gid_yolo.engine.distillable import Distillable, distillable, share_levels
+from gid_yolo.engine.instance_counts import COUNT_NAMES
 from gid_yolo.engine.teacher import SharedClasses
 from gid_yolo.ops.structures import GeneralInstances
 
@@ -86,7 +89,7 @@ class TeacherStudentModel(DistillationModel):
             preds = student(batch["img"])
         loss, items = student.loss(batch, preds)
         if not self.training:
-            return loss, {**items, **{name: loss.new_zeros(()) for name in self.term_names}}
+            return loss, {**items, **{name: loss.new_zeros(()) for name in (*self.term_names, *COUNT_NAMES)}}
         if self.views is None:
             raise RuntimeError("this copy of the model has no teacher, so it cannot train.")
         teacher_view, view = self.views
@@ -102,12 +105,14 @@ class TeacherStudentModel(DistillationModel):
             functions=view.functions,
             strides=self.levels.strides,
             image_size=tuple(batch["img"].shape[-2:]),
+            targets=batch_targets(batch),
         )
+        counts = dict(zip(COUNT_NAMES, count_types(self.instances).values(), strict=True))
         scale = view.loss_scale(batch)
         if self.probe is not None:
             self.probe = probe_terms({"task": loss.sum() / scale, **terms}, features)
         total = loss.sum() + sum(terms.values()) * scale
-        return total, {**items, **{name: value.detach() for name, value in terms.items()}}
+        return total, {**items, **{name: value.detach() for name, value in terms.items()}, **counts}
 
     @property
     def term_names(self) -> list[str]:

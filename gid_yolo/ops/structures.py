@@ -115,9 +115,12 @@ class GeneralInstances:
         scores: (B, K) GI scores of equation 1; 0 where not valid.
         indices: (B, K) index of each instance into the R predictions; 0 where not valid.
         valid: (B, K) False where fewer than K instances survived the NMS.
+        types: (B, K) index into `distill.types.TYPES`, -1 for none of them and where GISM found nothing; None where
+            they were not compared with the ground truth.
     """
 
     boxes: Tensor
     scores: Tensor
     indices: Tensor
     valid: Tensor
+    types: Tensor | None = None

@@ -9,6 +9,7 @@ from reference.retinanet import torchvision_matches
 from gid_yolo.detectors import build_detector
 from gid_yolo.distill import GIDLoss, select_general_instances
 from gid_yolo.distill.pairing import pair_predictions
+from gid_yolo.ops.structures import Targets
 
 SIZE = (64, 96)
 NAMES = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss"}
@@ -32,7 +33,7 @@ def make_loss(pair: dict, **settings) -> GIDLoss:
     return GIDLoss(pair["student"].fpn_channels, pair["teacher"].fpn_channels, **settings)
 
 
-def run(pair: dict, gid: GIDLoss, keep: slice = slice(None)):
+def run(pair: dict, gid: GIDLoss, keep: slice = slice(None), targets: Targets | None = None):
     pyramid, raw = pair["student"].raw(pair["images"][keep])
     for tensor in (*pyramid, raw.logits, raw.regression):
         tensor.retain_grad()
@@ -45,6 +46,7 @@ def run(pair: dict, gid: GIDLoss, keep: slice = slice(None)):
         functions=pair["student"],
         strides=pair["student"].strides,
         image_size=SIZE,
+        targets=targets,
     )
     return terms, instances, pyramid, raw
 
@@ -219,6 +221,39 @@ def test_misaligned_models_are_paired_by_overlap(pair: dict) -> None:
 def test_responses_of_misaligned_models_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="response must be 0"):
         GIDLoss(64, 64, aligned=False)
+
+
+@pytest.fixture(scope="module")
+def targets(pair: dict) -> Targets:
+    """Objects where the default loss finds instances, one of an image's each, so that every type exists."""
+    _, found, *_ = run(pair, make_loss(pair))
+    boxes = found.boxes[:, :1]
+    return Targets(boxes, torch.zeros(3, 1, dtype=torch.long), torch.tensor([[True], [True], [False]]))
+
+
+def test_types_restrict_what_is_distilled(pair: dict, targets: Targets) -> None:
+    every, found, *_ = run(pair, make_loss(pair), targets=targets)
+    kept, some, *_ = run(pair, make_loss(pair, types="pos"), targets=targets)
+    assert torch.equal(found.types, some.types)
+    assert torch.equal(some.valid, found.valid & (found.types == 0))
+    assert some.valid.sum(1).tolist()[2] == 0  # an image without objects
+    crops = torch.where(some.valid[..., None], found.boxes, 0.0)
+    assert torch.equal(some.boxes, crops)
+    assert kept["resp_loss"].item() != every["resp_loss"].item()
+
+
+def test_the_ground_truth_is_distilled_in_their_place(pair: dict, targets: Targets) -> None:
+    terms, instances, *_ = run(pair, make_loss(pair, types="gt"), targets=targets)
+    assert torch.equal(instances.boxes, targets.boxes)
+    assert torch.equal(instances.valid, targets.valid)
+    assert terms["feat_loss"] > 0
+    assert terms["resp_loss"] > 0
+    assert terms["rel_loss"] == 0  # one object an image has none to relate to
+
+
+def test_types_need_targets(pair: dict) -> None:
+    with pytest.raises(ValueError, match="need targets"):
+        run(pair, make_loss(pair, types="neg"))
 
 
 def test_autocast_stays_close(pair: dict) -> None:

@@ -40,6 +40,7 @@ def test_a_word_that_is_no_argument(capsys):
     ("word", "says"),
     [
         ("distill=kd", "distill=kd is unknown: choose from gid, none"),
+        ("gid_types=positive", "gid_types=positive names positive: give all, gt, or some of pos, semi, neg"),
         ("gid_top_k=0", "gid_top_k=0 must be a whole number of at least 1"),
         ("gid_top_k=2.5", "gid_top_k=2.5 must be a whole number"),
         ("gid_iou=abc", "gid_iou=abc must be a number"),

@@ -2,6 +2,7 @@
 
 import csv
 
+import cv2
 import pytest
 import torch
 from engine_helpers import FAST, train_one_epoch, write_data
@@ -10,6 +11,7 @@ from ultralytics.utils import LOGGER
 from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import load_any, load_model
 from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.instance_counts import COUNT_NAMES, read_counts
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
@@ -53,6 +55,37 @@ def test_distillation_logs_every_term_and_keeps_the_student_alone(data, teacher,
     text = "\n".join(log)
     assert "teacher tensors" in text
     assert "First step" in text
+
+
+def test_the_types_of_the_instances_are_counted_and_drawn(data, teacher):
+    trainer = train(data, teacher=str(teacher), epochs=2, plots=True)
+    counts = read_counts(trainer.save_dir / "gi_types.csv")
+    # 8 images in batches of 4: two iterations an epoch
+    assert [row[0] for row in counts] == [1, 2, 3, 4]
+    assert all(0 < sum(row[1:]) <= 10 for row in counts)  # K = 10, less those that are of no type
+    for epoch, row in enumerate(results(trainer)):
+        for column, name in enumerate(COUNT_NAMES, 1):
+            mean = sum(line[column] for line in counts[2 * epoch : 2 * epoch + 2]) / 2
+            assert row[f"train/{name}"] == pytest.approx(mean, abs=1e-4)
+    assert cv2.imread(str(trainer.save_dir / "gi_types.png")) is not None
+
+
+def test_the_types_that_are_distilled_can_be_chosen(data, teacher):
+    seen = []
+    trainer = GIDTrainer(
+        overrides={"model": "retina_nano", **FAST, "data": str(data), "teacher": str(teacher), "gid_types": "semi+neg"}
+    )
+    trainer.add_callback("on_train_batch_end", lambda t: seen.append(t.model.instances))
+    trainer.train()
+    for found in seen:
+        assert set(found.types[found.valid].tolist()) <= {1, 2}
+
+
+def test_the_ground_truth_can_be_distilled(data, teacher):
+    trainer = train(data, teacher=str(teacher), gid_types="gt")
+    assert results(trainer)[0]["train/feat_loss"] > 0
+    assert results(trainer)[0]["train/gi_pos"] == 1.0  # every image of this data has one object
+    assert results(trainer)[0]["train/gi_neg"] == 0.0
 
 
 def test_a_weight_of_zero_turns_a_term_off(data, teacher):
