@@ -219,6 +219,7 @@ class DistillationTrainer(DetectionTrainer):
                 preflight.report(self)
             if self.distilling:
                 unwrap_model(self.model).probe = {}
+                self.add_callback("on_train_batch_end", preflight.check_finite)
                 self.add_callback("on_train_batch_end", preflight.first_step)
                 counts = InstanceCounts(self.save_dir / "gi_types.csv")
                 for event, method in (

@@ -208,3 +208,24 @@ def first_step(trainer: DistillationTrainer) -> None:
                 f"{name} is on but its value is {value:g} and its gradient {grad:g} in the first step: "
                 "teacher and student may be the same model, or no general instance was found."
             )
+
+
+def check_finite(trainer: DistillationTrainer) -> None:
+    """After every training step: a NaN among the predictions would make every loss one.
+
+    Raises:
+        UserError: The teacher or the student predicted NaN or infinite values.
+    """
+    model: Any = unwrap_model(trainer.model)
+    teacher, student = model.finite.tolist()  # the progress bar has just waited for the same step
+    if teacher and student:
+        return
+    who, remedy = (
+        ("student", "lower lr0, lengthen warmup_epochs, or set amp=False")
+        if teacher
+        else ("teacher", "its weights or these images are damaged; see what gid-val says of it")
+    )
+    raise UserError(
+        f"the {who} predicted NaN or infinite values in epoch {trainer.epoch + 1} on a batch of "
+        f"{some(model.files)}: {remedy}."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class TeacherStudentModel(DistillationModel):
         self.views: tuple[Distillable, Distillable] | None = distillable(frozen), distillable(student)
         self.levels = share_levels(self.views[1], self.views[0])
         self.instances: GeneralInstances | None = None  # of the last training batch
+        self.finite: Tensor | None = None  # (2,) of the teacher's and the student's predictions for that batch
+        self.files: Sequence[str] = ()  # of that batch
         self.probe: dict[str, tuple[float, float]] | None = None  # preflight: set to {} to record one step
         copy_attr(self, student, exclude=("criterion",))
         self.stride = max(student.stride, frozen.stride, key=lambda s: int(s.max()))  # images must fit both
@@ -60,7 +63,7 @@ class TeacherStudentModel(DistillationModel):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the teacher and the last batch, for the EMA's copy and for checkpoints."""
         state = self.__dict__.copy()
-        state.update(teacher_model=None, views=None, instances=None, probe=None)
+        state.update(teacher_model=None, views=None, instances=None, finite=None, files=(), probe=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -96,6 +99,7 @@ class TeacherStudentModel(DistillationModel):
         features, raw = view.outputs(preds)
         with torch.no_grad():
             teacher_features, teacher_raw = teacher_view.raw(batch["img"])
+        self.finite, self.files = torch.stack([teacher_raw.is_finite, raw.is_finite]), batch.get("im_file", ())
         of_student, of_teacher = self.class_index or (None, None)
         terms, self.instances = self.projector(
             [teacher_features[i] for i in self.levels.teacher],

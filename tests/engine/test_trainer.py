@@ -88,6 +88,22 @@ def test_the_ground_truth_can_be_distilled(data, teacher):
     assert results(trainer)[0]["train/gi_neg"] == 0.0
 
 
+@pytest.mark.parametrize("who", ["teacher", "student"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_predicts_no_numbers_is_named(data, teacher, who, value):
+    trainer = GIDTrainer(overrides={"model": "retina_nano", **FAST, "data": str(data), "teacher": str(teacher)})
+
+    def break_it(t):
+        broken = t.model.teacher_model if who == "teacher" else t.model.student_model
+        with torch.no_grad():
+            broken.detector.head.box_deltas.bias[0] = value
+
+    trainer.add_callback("on_train_start", break_it)
+    with pytest.raises(UserError, match=rf"the {who} predicted NaN or infinite values in epoch 1 on a batch of \S+png"):
+        trainer.train()
+    assert not trainer.last.exists()
+
+
 def test_a_weight_of_zero_turns_a_term_off(data, teacher):
     trainer = train(data, teacher=str(teacher), gid_relation=0)
     assert "train/rel_loss" not in results(trainer)[0]
