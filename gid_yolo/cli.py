@@ -11,7 +11,7 @@ from gid_yolo._version import __version__
 from gid_yolo.cfg import CFG_DIR, model_names
 from gid_yolo.errors import UserError
 
-MODES = ("train", "val", "predict", "export", "benchmark")
+MODES = ("train", "val", "predict", "export", "benchmark", "visualize")
 
 HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
 
@@ -20,6 +20,7 @@ HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
   gid-predict    model=runs/.../best.pt source=images/
   gid-export     model=runs/.../best.pt [imgsz=320]
   gid-benchmark  model=distilled.pt baseline=plain.pt teacher=teacher.pt data=my.yaml
+  gid-visualize  model=student.pt teacher=teacher.pt source=images/
 
 `gid train ...` is the same as `gid-train ...`. Without data= the embedded data set is used.
 Models: {", ".join(model_names())}; or a yaml of your own, with backbone=<any timm name>.
@@ -76,10 +77,12 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
         if mode != "train":
             raise UserError(f"model= is missing: gid-{mode} needs a checkpoint, e.g. model=runs/.../weights/best.pt.")
         model = "retina_nano"
-    if mode == "predict" and arguments.get("source") is None:
-        raise UserError("source= is missing: give an image, a folder or a video.")
+    if mode in {"predict", "visualize"} and arguments.get("source") is None:
+        raise UserError("source= is missing: give an image or a folder.")
+    if mode == "visualize" and arguments.get("teacher") is None:
+        raise UserError("teacher= is missing: general instances are where student and teacher differ.")
     loaded = GID(model)
-    if mode in {"val", "predict", "export"} and loaded.ckpt_path is None:
+    if mode in {"val", "predict", "export", "visualize"} and loaded.ckpt_path is None:
         raise UserError(f"model={model} is untrained: gid-{mode} needs a checkpoint, e.g. runs/.../weights/best.pt.")
     if mode == "predict":  # as `yolo predict`: results go to a folder, and a video does not pile up in memory
         for _ in loaded.predict(**{"save": True, **arguments}, stream=True):
@@ -146,6 +149,11 @@ def export() -> int:
 def benchmark() -> int:
     """`gid-benchmark`."""
     return main(["benchmark", *sys.argv[1:]])
+
+
+def visualize() -> int:
+    """`gid-visualize`."""
+    return main(["visualize", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -183,6 +183,12 @@ class GID(Model):
 
         return benchmark(model=self.ckpt_path or self.model_name, **kwargs)
 
+    def visualize(self, teacher: str | Path, source: str | Path, **kwargs: Any) -> list[Path]:
+        """Draw the general instances of images and the heat map of the GI score: figure 4 of the paper."""
+        from gid_yolo.analysis.visualize import visualize
+
+        return visualize(model=self.ckpt_path or self.model_name, teacher=teacher, source=source, **kwargs)
+
 
 def yolo_config(cfg: str) -> dict[str, Any] | None:
     """Settings of an Ultralytics model yaml, a file or one that it ships; None for everything else.

@@ -86,6 +86,9 @@ def check_values(args: dict[str, Any]) -> None:
         value = args.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"{key}={value} must be a whole number of at least 1.")
+    every = args.get("gid_visualize_every") or 0
+    if isinstance(every, bool) or not isinstance(every, int) or every < 0:
+        raise UserError(f"gid_visualize_every={every} must be a whole number of iterations, or 0 for never.")
     if (args.get("gid_adapt_kernel") or 1) % 2 == 0:
         raise UserError(f"gid_adapt_kernel={args['gid_adapt_kernel']} must be odd, so that crops keep their size.")
     for key in ("gid_iou", "ema_decay"):

@@ -20,6 +20,7 @@ from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.config import check_keys, check_values
 from gid_yolo.engine.distillable import distillable, share_levels
+from gid_yolo.engine.figure4 import Figure4
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import TeacherStudentModel
@@ -228,6 +229,12 @@ class DistillationTrainer(DetectionTrainer):
                     ("epoch_end", counts.write),
                 ):
                     self.add_callback(f"on_train_{event}", method)
+
+                if every := self.args.gid_visualize_every:
+                    drawer = Figure4(self.save_dir / "gi", every)
+                    self.add_callback("on_train_epoch_start", drawer.start)
+                    self.add_callback("on_train_batch_start", drawer.ask)
+                    self.add_callback("on_train_batch_end", drawer.end)
 
     def plot_metrics(self) -> None:
         """Ultralytics' curves, and figure 5 of a distillation."""

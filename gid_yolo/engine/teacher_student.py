@@ -51,6 +51,7 @@ class TeacherStudentModel(DistillationModel):
         self.views: tuple[Distillable, Distillable] | None = distillable(frozen), distillable(student)
         self.levels = share_levels(self.views[1], self.views[0])
         self.instances: GeneralInstances | None = None  # of the last training batch
+        self.sketch: tuple[Any, ...] | None = None  # set to () to keep what figure 4 draws of the next batch
         self.finite: Tensor | None = None  # (2,) of the teacher's and the student's predictions for that batch
         self.files: Sequence[str] = ()  # of that batch
         self.probe: dict[str, tuple[float, float]] | None = None  # preflight: set to {} to record one step
@@ -63,7 +64,7 @@ class TeacherStudentModel(DistillationModel):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the teacher and the last batch, for the EMA's copy and for checkpoints."""
         state = self.__dict__.copy()
-        state.update(teacher_model=None, views=None, instances=None, finite=None, files=(), probe=None)
+        state.update(teacher_model=None, views=None, instances=None, sketch=None, finite=None, files=(), probe=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -101,16 +102,21 @@ class TeacherStudentModel(DistillationModel):
             teacher_features, teacher_raw = teacher_view.raw(batch["img"])
         self.finite, self.files = torch.stack([teacher_raw.is_finite, raw.is_finite]), batch.get("im_file", ())
         of_student, of_teacher = self.class_index or (None, None)
+        teacher_raw, raw = teacher_raw.select_classes(of_teacher), raw.select_classes(of_student)
+        targets = batch_targets(batch)
         terms, self.instances = self.projector(
             [teacher_features[i] for i in self.levels.teacher],
             [features[i] for i in self.levels.student],
-            teacher_raw.select_classes(of_teacher),
-            raw.select_classes(of_student),
+            teacher_raw,
+            raw,
             functions=view.functions,
             strides=self.levels.strides,
             image_size=tuple(batch["img"].shape[-2:]),
-            targets=batch_targets(batch),
+            targets=targets,
         )
+        if self.sketch is not None:
+            shapes = [tuple(x.shape[-2:]) for x in features] if self.projector.aligned else None
+            self.sketch = batch["img"], (teacher_raw, raw.detach()), self.instances, targets, shapes
         counts = dict(zip(COUNT_NAMES, count_types(self.instances).values(), strict=True))
         scale = view.loss_scale(batch)
         if self.probe is not None:

@@ -1,0 +1,1 @@
+"""What a researcher looks at: the paper's figures."""
