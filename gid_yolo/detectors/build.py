@@ -20,7 +20,15 @@ BUILDERS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "fcos": FCOS, "fa
 
 BACKBONE_SETTINGS = ("freeze_bn", "frozen_stages", "mean", "std", "stride_in_1x1")
 # Settings that place the priors: teacher and student must have them in common
-PRIOR_SETTINGS = ("anchor_scale", "anchor_octaves", "anchor_sizes", "aspect_ratios", "whole_anchors", "fit_strides")
+PRIOR_SETTINGS = (
+    "anchor_scale",
+    "anchor_octaves",
+    "anchor_sizes",
+    "aspect_ratios",
+    "whole_anchors",
+    "fit_strides",
+    "centered_points",
+)
 
 
 def model_config(model: str | Path | dict[str, Any]) -> dict[str, Any]:

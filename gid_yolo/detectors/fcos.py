@@ -22,7 +22,7 @@ from gid_yolo.ops.structures import RawPredictions, Targets
 
 
 class FCOSHead(nn.Module):
-    """Two towers of convolutions shared by all levels; the centre-ness stands on the tower of the boxes.
+    """Two towers of convolutions shared by all levels.
 
     Args:
         channels: Channels of the pyramid.
@@ -30,10 +30,32 @@ class FCOSHead(nn.Module):
         num_convs: Convolutions of each tower.
         norm: None or `gn`.
         prior: Class probability of every point at the start (focal loss paper, section 3.3).
+        strides: Pixels per cell of each level.
+        level_scales: A learned factor of the distances for each level.
+        distances: `relu`, in strides, or `exp`, in pixels.
+        centerness_on: The tower that centre-ness stands on, `box` or `cls`.
     """
 
-    def __init__(self, channels: int, num_classes: int, *, num_convs: int, norm: str | None, prior: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        num_convs: int,
+        norm: str | None,
+        prior: float,
+        strides: Sequence[int],
+        level_scales: bool,
+        distances: str,
+        centerness_on: str,
+    ) -> None:
         super().__init__()
+        if distances not in {"relu", "exp"}:
+            raise ValueError(f"distances={distances} must be relu or exp.")
+        if centerness_on not in {"box", "cls"}:
+            raise ValueError(f"centerness_on={centerness_on} must be box or cls.")
+        self.strides, self.distances, self.centerness_on = tuple(strides), distances, centerness_on
+        self.level_scales = nn.Parameter(torch.ones(len(self.strides))) if level_scales else None  # FCOS, section 3.2
         self.cls_tower = tower(channels, num_convs, norm, bias=True)  # biases before a norm too, as in torchvision
         self.reg_tower = tower(channels, num_convs, norm, bias=True)
         self.cls_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
@@ -48,12 +70,20 @@ class FCOSHead(nn.Module):
         R is in the order level, row, column. The distances are in strides and not negative.
         """
         logits, ltrb, centerness = [], [], []
-        for x in features:
-            box = self.reg_tower(x)
-            logits.append(per_location(self.cls_logits(self.cls_tower(x)), self.cls_logits.out_channels))
-            ltrb.append(per_location(F.relu(self.box_ltrb(box)), 4))
-            centerness.append(per_location(self.centerness(box), 1)[..., 0])
+        for level, x in enumerate(features):
+            cls, box = self.cls_tower(x), self.reg_tower(x)
+            logits.append(per_location(self.cls_logits(cls), self.cls_logits.out_channels))
+            ltrb.append(self._distances(per_location(self.box_ltrb(box), 4), level))
+            centerness.append(per_location(self.centerness(cls if self.centerness_on == "cls" else box), 1)[..., 0])
         return torch.cat(logits, dim=1), torch.cat(ltrb, dim=1), torch.cat(centerness, dim=1)
+
+    def _distances(self, x: Tensor, level: int) -> Tensor:
+        """(B, H_l W_l, 4) distances in strides."""
+        if self.level_scales is not None:
+            x = x * self.level_scales[level]
+        if self.distances == "exp":
+            return x.float().exp() / self.strides[level]  # half precision ends at exp(11)
+        return F.relu(x)
 
 
 class FCOS(Detector):
@@ -64,8 +94,13 @@ class FCOS(Detector):
         num_classes: Classes C.
         fpn_channels: Width of the pyramid and of the towers.
         p6_from: `p5` or `c5`, see `FPN`.
+        p7_relu: See `FPN`.
         num_convs: Convolutions of each tower.
         head_norm: None or `gn`.
+        level_scales: A learned factor of the distances for each level, as in the paper.
+        distances: How the head codes distances: `relu`, in strides, or `exp`, in pixels, the paper's.
+        centerness_on: The tower that centre-ness stands on: `box`, or `cls`, the paper's.
+        centered_points: Points in the middle of their cells, the paper's, in place of their corners.
         fit_strides: Step points by image size over map size, as torchvision's models do, see `grid_anchors`.
         center_radius: Half the side of the region around a box's centre whose points are positive, in strides.
         level_ranges: Bounds of max(l, t, r, b) on a level, in strides; None is the paper's (4, 8): P3 up to 64 px, P4
@@ -86,8 +121,13 @@ class FCOS(Detector):
         *,
         fpn_channels: int = 256,
         p6_from: str = "p5",
+        p7_relu: bool = True,
         num_convs: int = 4,
         head_norm: str | None = "gn",
+        level_scales: bool = False,
+        distances: str = "relu",
+        centerness_on: str = "box",
+        centered_points: bool = False,
         fit_strides: bool = False,
         center_radius: float = 1.5,
         level_ranges: Sequence[float] | None = None,
@@ -105,11 +145,21 @@ class FCOS(Detector):
             raise ValueError(f"level_ranges={level_ranges} must be two rising numbers of strides, or null for [4, 8].")
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         # (L, 1, 4) a square of one stride for every point, see ops.points; no part of the weights
-        cells = [cell_anchors([stride], [1.0]) for stride in self.strides]
+        cells = [cell_anchors([stride], [1.0]) + centered_points * stride / 2 for stride in self.strides]
         self.register_buffer("cells", torch.stack(cells), persistent=False)
         self.backbone = backbone
-        self.neck = FPN(backbone.channels, fpn_channels, p6_from=p6_from)
-        self.head = FCOSHead(fpn_channels, num_classes, num_convs=num_convs, norm=head_norm, prior=prior)
+        self.neck = FPN(backbone.channels, fpn_channels, p6_from=p6_from, p7_relu=p7_relu)
+        self.head = FCOSHead(
+            fpn_channels,
+            num_classes,
+            num_convs=num_convs,
+            norm=head_norm,
+            prior=prior,
+            strides=self.strides,
+            level_scales=level_scales,
+            distances=distances,
+            centerness_on=centerness_on,
+        )
 
     def raw(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:
         """Map (B, 3, H, W) RGB images in [0, 1] to the pyramid P3-P7 and the raw predictions."""

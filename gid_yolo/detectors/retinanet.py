@@ -59,6 +59,7 @@ class RetinaNet(Detector):
         num_classes: Classes C.
         fpn_channels: Width of the pyramid and of the towers.
         p6_from: `p5` or `c5`, see `FPN`.
+        p7_relu: See `FPN`.
         num_convs: Convolutions of each tower.
         head_norm: None or `gn`.
         anchor_scale: Size of the smallest anchor over its level's stride (4 gives 32 px on P3, the paper's).
@@ -87,6 +88,7 @@ class RetinaNet(Detector):
         *,
         fpn_channels: int = 256,
         p6_from: str = "p5",
+        p7_relu: bool = True,
         num_convs: int = 4,
         head_norm: str | None = None,
         anchor_scale: float = 4.0,
@@ -123,7 +125,7 @@ class RetinaNet(Detector):
         self.register_buffer("cells", to_fixed_point(cells), persistent=False)
         self.fit_strides = fit_strides
         self.backbone = backbone
-        self.neck = FPN(backbone.channels, fpn_channels, p6_from=p6_from)
+        self.neck = FPN(backbone.channels, fpn_channels, p6_from=p6_from, p7_relu=p7_relu)
         self.head = RetinaNetHead(
             fpn_channels, self.cells.shape[1], num_classes, num_convs=num_convs, norm=head_norm, prior=prior
         )

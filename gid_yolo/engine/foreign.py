@@ -13,6 +13,8 @@ from torch import nn
 
 from gid_yolo.detectors.convert import Converted, convert_torchvision
 from gid_yolo.detectors.convert.detectron2 import convert_detectron2, is_detectron2
+from gid_yolo.detectors.convert.mmdetection import class_names as mmdetection_names
+from gid_yolo.detectors.convert.mmdetection import convert_mmdetection, is_mmdetection
 from gid_yolo.detectors.convert.torchvision_checkpoint import (
     CATEGORIES,
     class_names,
@@ -30,16 +32,17 @@ UNNAMED_LABEL = "label {}"  # likewise, where label 0 may be nothing's
 
 
 def load_foreign(path: Path, role: str) -> GIDDetectionModel:
-    """A detector from a file of torchvision's or detectron2's weights.
+    """A detector from a file of weights of torchvision, detectron2 or mmdetection.
 
-    Files are state dicts, alone or under `model` or `state_dict`; detectron2's `.pkl` hold arrays. Nothing in a file is
-    run. Classes have COCO's names where they are as many as COCO's, else numbers in their order.
+    Files are state dicts, alone or under `model` or `state_dict`; detectron2's `.pkl` hold arrays, mmdetection's files
+    their configuration. Nothing in a file is run. Classes have the names in the file, or COCO's where they are as many
+    as COCO's, else numbers in their order.
 
     Raises:
         UserError: The file cannot be read, or matches no known detector, or one only in part.
     """
     try:
-        content = _read_pickle(path) if path.suffix.lower() == ".pkl" else torch.load(path, "cpu", weights_only=True)
+        content = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_tensors(path)
     except (RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{role}={path} cannot be read as weights alone ({type(error).__name__}: {_line(error)}): "
@@ -54,10 +57,17 @@ def load_foreign(path: Path, role: str) -> GIDDetectionModel:
         elif is_detectron2(state):
             converted = convert_detectron2(state)
             names, pattern = COCO if converted.config["nc"] == len(COCO) else None, UNNAMED
+        elif is_mmdetection(state):
+            meta = content.get("meta") or {}
+            converted, pattern = convert_mmdetection(state, meta), UNNAMED
+            names = mmdetection_names(meta) or (COCO if converted.config["nc"] == len(COCO) else None)
+            if names and len(names) != converted.config["nc"]:
+                raise ValueError(f"it names {len(names)} classes and predicts {converted.config['nc']}.")
         else:
             raise UserError(
-                f"{role}={path} holds {len(state)} tensors, but not by the names of torchvision's or detectron2's "
-                "detectors: give a file of a RetinaNet, FCOS or Faster R-CNN, or a checkpoint of gid-train."
+                f"{role}={path} holds {len(state)} tensors, but not by the names of the detectors of torchvision, "
+                "detectron2 or mmdetection: give a file of a RetinaNet, FCOS or Faster R-CNN, or a checkpoint of "
+                "gid-train."
             )
         return _model(converted, names or [pattern.format(i) for i in range(converted.config["nc"])], path)
     except UserError:
@@ -73,6 +83,24 @@ def _model(converted: Converted, names: list[str], path: Path) -> GIDDetectionMo
     model.names = dict(enumerate(names))
     model.args, model.pt_path = {**DEFAULTS, "model": str(path), "task": "detect"}, str(path)
     return model.eval()
+
+
+class _Inert:
+    """Stands for an object that is of no use here: its state is kept, nothing of it runs."""
+
+
+def _nothing(*args: Any) -> None:
+    """Stands for a function that a file would have called."""
+
+
+def _read_tensors(path: Path) -> Any:
+    """The contents of a `.pth`: tensors, plain values and arrays; the log that mmengine adds is passed over."""
+    rebuild = np.zeros(0).__reduce__()[0]  # what arrays are unpickled with
+    allowed: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4"))]
+    allowed += [(rebuild, f"numpy.{package}.multiarray._reconstruct") for package in ("core", "_core")]
+    allowed += [(_Inert, "mmengine.logging.history_buffer.HistoryBuffer"), (_nothing, "builtins.getattr")]
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(path, "cpu", weights_only=True)
 
 
 class _ArraysOnly(pickle.Unpickler):
