@@ -22,12 +22,13 @@ from ultralytics.utils.torch_utils import get_cpu_info, get_flops, get_gpu_info
 
 from gid_yolo._version import __version__
 from gid_yolo.engine.checkpoint import fingerprint, load_model, record_of
+from gid_yolo.engine.classes import fit_classes
 from gid_yolo.engine.config import check_values, thresholds
 from gid_yolo.engine.detection_model import GIDDetectionModel
-from gid_yolo.errors import UserError, some
+from gid_yolo.errors import UserError
 from gid_yolo.export.budget import budget_notes, distilled
 from gid_yolo.export.chart import write_png
-from gid_yolo.export.evaluate import STRIDE, batches_of, open_split, read_data
+from gid_yolo.export.evaluate import batches_of, open_split, read_data
 from gid_yolo.export.parity import (
     AP_LIMIT,
     BOX_LIMIT,
@@ -93,14 +94,15 @@ def benchmark(
     _check_counts(counts, warmup)
     cuda = cuda_index(device)
     contenders = [
-        Contender(role, Path(path), load_model(path, role)[0])
+        Contender(role, Path(path), network := load_model(path, role)[0], fingerprint(network))
         for role, path in (("model", model), ("baseline", baseline), ("teacher", teacher))
         if path is not None
     ]
-    size = image_size(contenders[0].model.args.get("imgsz", 640) if imgsz is None else imgsz)
+    stride = max(int(contender.model.stride.max()) for contender in contenders)
+    size = image_size(contenders[0].model.args.get("imgsz", 640) if imgsz is None else imgsz, stride)
     data_path, contents = read_data(data, split)
-    for contender in contenders:
-        _check_classes(contender, contents["names"], data_path)
+    for c in contenders:
+        c.model = fit_classes(c.model, contents["names"], f"{c.role}={c.path}", data_path)
     loader = open_split(data_path, contents, split=split, imgsz=size, batch=batch)
     save_dir = get_save_dir(
         SimpleNamespace(project=project, name=name, task="detect", mode="benchmark", exist_ok=exist_ok, save_dir=None)
@@ -133,8 +135,8 @@ def benchmark(
     return report
 
 
-def image_size(imgsz: Any) -> list[int]:
-    """Height and width, rounded up to what the network's strides divide.
+def image_size(imgsz: Any, stride: int) -> list[int]:
+    """Height and width, rounded up to multiples of the networks' largest stride.
 
     Raises:
         UserError: Not one or two whole numbers of at least the smallest size.
@@ -145,7 +147,7 @@ def image_size(imgsz: Any) -> list[int]:
             f"imgsz={imgsz} must be a whole number, or height and width, e.g. imgsz=320 or imgsz=[256,320]."
         )
     check_values({"imgsz": sizes})
-    rounded = [-(-n // STRIDE) * STRIDE for n in sizes]
+    rounded = [-(-n // stride) * stride for n in sizes]
     return rounded * 2 if len(rounded) == 1 else rounded
 
 
@@ -164,15 +166,6 @@ def _check_counts(counts: dict[str, Any], warmup: Any) -> None:
             raise UserError(f"{key}={value} must be a whole number of at least {least}.")
 
 
-def _check_classes(contender: Contender, names: dict[int, str], data: Path) -> None:
-    own, others = list(contender.model.names.values()), list(names.values())
-    if own != others:
-        raise UserError(
-            f"{contender.role}={contender.path} knows {len(own)} classes ({some(own)}), but data={data} has "
-            f"{len(others)} ({some(others)}): compare models that were trained on the classes of the data."
-        )
-
-
 def _row(contender: Contender, imgsz: list[int]) -> Row:
     fused = deepcopy(contender.model).fuse(verbose=False)
     return Row(
@@ -189,6 +182,7 @@ def _row(contender: Contender, imgsz: list[int]) -> Row:
         score_difference=contender.scores,
         ap_difference=contender.ap,
         failed=contender.failed,
+        compared=contender.compared,
     )
 
 
@@ -200,6 +194,11 @@ def _label(contender: Contender) -> str:
 
 def _notes(contenders: list[Contender], rows: Sequence[Row]) -> list[str]:
     notes = [f"WARNING: FAILED, and so without results: {_label(c)} ({c.failed})" for c in contenders if c.failed]
+    notes += [
+        f"WARNING: NOT COMPARED with PyTorch: {_label(c)} detects nothing on the images of the comparison."
+        for c in contenders
+        if not c.compared
+    ]
     if noise := noise_note(rows):
         notes.append(noise)
     records = {contender.role: record_of(contender.model) for contender in contenders}
@@ -234,7 +233,7 @@ def _settings(contenders: list[Contender], arguments: dict[str, Any], images: in
         "threads": threads,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "checkpoints": {
-            c.role: {"path": str(c.path), "fingerprint": fingerprint(c.model), "record": record_of(c.model)}
+            c.role: {"path": str(c.path), "fingerprint": c.fingerprint, "record": record_of(c.model)}
             for c in contenders
         },
     }

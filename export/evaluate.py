@@ -16,7 +16,6 @@ from gid_yolo.engine.checkpoint import no_autoinstall
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.errors import UserError
 
-STRIDE = 32  # exported sizes are multiples of it
 _UNUSABLE = (OSError, SyntaxError, RuntimeError, AssertionError, TypeError, KeyError, ValueError)
 
 
@@ -47,7 +46,7 @@ def open_split(data: Path, contents: dict[str, Any], *, split: str, imgsz: Seque
     """
     args = get_cfg(overrides=_arguments(data, split, batch) | {"imgsz": list(imgsz)})
     try:
-        dataset = build_yolo_dataset(args, contents[split], batch, contents, mode="val", rect=False, stride=STRIDE)
+        dataset = build_yolo_dataset(args, contents[split], batch, contents, mode="val", rect=False)
     except _UNUSABLE as error:
         raise UserError(f"split={split} of data={data} cannot be read: {_sentence(error)}") from error
     return build_dataloader(dataset, batch, workers=0, shuffle=False, device="cpu")
@@ -69,7 +68,7 @@ def ten_columns(
     loader: Any,
     device: Any,
     save_dir: Path,
-    limits: dict[str, float],
+    limits: dict[str, Any],
 ) -> dict[str, float]:
     """The paper's ten columns of a checkpoint's network or of an ONNX file, in percent; `limits` is `thresholds`'."""
     args = _arguments(data, split, loader.batch_size) | {"device": device, "model": str(save_dir.name)} | limits

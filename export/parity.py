@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from ultralytics.utils import LOGGER
 
 from gid_yolo.engine.checkpoint import no_autoinstall
 from gid_yolo.engine.config import thresholds
+from gid_yolo.engine.detection_model import limited
 from gid_yolo.engine.distillable import is_yolo
 from gid_yolo.engine.exporter import GIDExporter
 from gid_yolo.export.evaluate import ten_columns
-from gid_yolo.export.session import Latency, run
+from gid_yolo.export.session import Latency, open_session, run
 
 # Largest differences between PyTorch and onnxruntime in fp32: far under what NMS at IoU 0.5 can notice
 BOX_LIMIT, SCORE_LIMIT, AP_LIMIT = 0.05, 1e-3, 0.1  # pixels, probability, points of mAP
@@ -33,6 +35,7 @@ class Contender:
     role: str
     path: Path
     model: DetectionModel
+    fingerprint: str
     onnx: Path = Path()
     session: Any = None
     boxes: float | None = None
@@ -41,9 +44,10 @@ class Contender:
     columns: dict[str, float] | None = None
     latency: Latency | None = None
     failed: str | None = None
+    compared: bool = True
 
 
-def export_onnx(model: DetectionModel, path: Path, imgsz: list[int], batch: int) -> Path:
+def export_onnx(model: DetectionModel, path: Path, imgsz: list[int], batch: int, **limits: Any) -> Path:
     """Write `model` as an ONNX file at `path` (the exporter alone would write beside the checkpoint)."""
     checkpoint, model.pt_path = model.pt_path, str(path.with_suffix(".pt"))
     try:
@@ -54,6 +58,7 @@ def export_onnx(model: DetectionModel, path: Path, imgsz: list[int], batch: int)
             "format": "onnx",
             "mode": "export",
             "task": "detect",
+            **limits,
         }
         exporter = Exporter if is_yolo(model) else GIDExporter
         with no_autoinstall():
@@ -65,15 +70,37 @@ def export_onnx(model: DetectionModel, path: Path, imgsz: list[int], batch: int)
 def compare_outputs(contender: Contender, batches: Sequence[Any]) -> None:
     """First part of the parity gate: every box and score of some real images."""
     fused = deepcopy(contender.model).float().eval().fuse(verbose=False)
-    outputs = [run(contender.session, images) for images in batches]
     if is_yolo(fused):
         fused.end2end = False
-    differences = final_differences if getattr(fused, "end2end", False) else largest_differences
-    contender.boxes, contender.scores = differences(fused, outputs, batches)
+    outputs = [run(contender.session, images) for images in batches]
+    if not getattr(fused, "end2end", False):
+        contender.boxes, contender.scores = largest_differences(fused, outputs, batches)
+    else:
+        least = thresholds(contender.model.yaml)["conf"]
+        found = final_differences(fused, outputs, batches, least=least)
+        found = found or _differences_of_the_best(contender, fused, batches)
+        contender.compared = found is not None
+        contender.boxes, contender.scores = found or (None, None)
+    if contender.boxes is None or contender.scores is None:
+        return
     if not contender.boxes <= BOX_LIMIT:  # NaN fails too
         contender.failed = f"boxes differ from PyTorch's by up to {contender.boxes:.3g} px (limit {BOX_LIMIT})"
     elif not contender.scores <= SCORE_LIMIT:
         contender.failed = f"scores differ from PyTorch's by up to {contender.scores:.3g} (limit {SCORE_LIMIT})"
+
+
+def _differences_of_the_best(
+    contender: Contender, model: nn.Module, batches: Sequence[np.ndarray], most: int = 10
+) -> tuple[float, float] | None:
+    """`final_differences` of a model that detects nothing: the best rows, of a second file without the threshold."""
+    limits: dict[str, Any] = {"conf": 0.0, "max_det": 10 * most}  # enough that the other's best are among them
+    batch, _, *imgsz = batches[0].shape
+    with TemporaryDirectory() as folder:
+        path = export_onnx(contender.model, Path(folder) / "all.onnx", imgsz, batch, **limits)
+        session = open_session(path)
+        outputs = [run(session, images) for images in batches]
+    with limited(model, **limits):
+        return final_differences(model, outputs, batches, most=most)
 
 
 def compare_scores(contender: Contender, data: Path, split: str, loader: Any, cuda: int | None, save_dir: Path) -> None:
@@ -127,8 +154,13 @@ def largest_differences(
 
 @torch.no_grad()
 def final_differences(
-    model: nn.Module, outputs: Sequence[np.ndarray], batches: Sequence[np.ndarray], *, least: float = 0.05
-) -> tuple[float, float]:
+    model: nn.Module,
+    outputs: Sequence[np.ndarray],
+    batches: Sequence[np.ndarray],
+    *,
+    least: float = 0.05,
+    most: int | None = None,
+) -> tuple[float, float] | None:
     """Like `largest_differences` for detections that are final, whose rows have no fixed order.
 
     Every detection is compared with the nearest of its class in the other's, each with another; one that has none
@@ -136,9 +168,13 @@ def final_differences(
 
     Args:
         model: The network in evaluation mode and fp32, on the CPU.
-        outputs: What the ONNX file made of `batches`, each (B, N, 6): xyxy in pixels, score, class.
+        outputs: What the ONNX file made of `batches`, each (B, N, 6): xyxy in pixels, score, class; score 0 is none.
         batches: The inputs.
-        least: Score from which a detection counts; those at the threshold may be on either side of it.
+        least: Score over which a box is a detection; those at it, or at the end of a full list, may be on either side.
+        most: Compare only so many of an image, the best, whatever their scores.
+
+    Returns:
+        None where there is nothing to compare.
     """
     boxes, scores, compared = 0.0, 0.0, 0
     for found, images in zip(outputs, batches, strict=True):
@@ -147,8 +183,14 @@ def final_differences(
             return float("inf"), float("inf")
         for pair in zip(expected.astype(np.float64), found.astype(np.float64), strict=True):
             for one, other in (pair, pair[::-1]):
-                left = other[other[:, 4] >= least - SCORE_LIMIT]
-                for row in one[one[:, 4] >= least + SCORE_LIMIT]:
+                if most is None:
+                    end = max(least, other[:, 4].min())  # 0 of a list that is not full
+                    wanted = one[one[:, 4] >= end + SCORE_LIMIT]
+                else:
+                    wanted = one[one[:, 4] > 0]
+                    wanted = wanted[np.argsort(-wanted[:, 4], kind="stable")][:most]
+                left = other[other[:, 4] > 0]
+                for row in wanted:
                     compared += 1
                     distance = np.abs(left[:, :4] - row[:4]).max(1) + np.where(left[:, 5] == row[5], 0, np.inf)
                     if not len(left) or distance.min() == np.inf:
@@ -157,6 +199,4 @@ def final_differences(
                     boxes = float(np.maximum(boxes, distance[nearest]))
                     scores = float(np.maximum(scores, abs(left[nearest, 4] - row[4])))
                     left = np.delete(left, nearest, axis=0)  # one to one
-    if not compared:
-        LOGGER.warning(f"no detection reaches {least} on the images of the comparison: nothing was compared.")
-    return boxes, scores
+    return (boxes, scores) if compared else None

@@ -35,6 +35,7 @@ class Row:
         score_difference: Likewise of class probabilities.
         ap_difference: mAP of the ONNX file minus that of the checkpoint; None where it was not reached.
         failed: Why the ONNX file is not the checkpoint's equal, or None.
+        compared: False where there was no detection to compare, so that nothing is known of that.
     """
 
     role: str
@@ -53,6 +54,7 @@ class Row:
     score_difference: float | None = None
     ap_difference: float | None = None
     failed: str | None = None
+    compared: bool = True
 
     @property
     def ap(self) -> float | None:
@@ -109,7 +111,7 @@ def table(rows: Sequence[Row]) -> str:
 def _cells(row: Row) -> list[str]:
     name = row.name if row.label == row.role == "model" else f"{row.label} {row.name}"
     found = [row.columns[c] if row.columns else None for c in _TABLE_COLUMNS]
-    parity = "FAILED" if row.failed else "ok"
+    parity = "FAILED" if row.failed else "ok" if row.compared else "not compared"
     return [
         *(name, row.backbone, f"{row.parameters:.2f}", f"{row.gflops:.2f}", f"{row.file_size:.2f}"),
         *(_number(value, 2) for value in (row.p50, row.p95)),

@@ -15,6 +15,7 @@ from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.data.convert import prepare_data
 from gid_yolo.data.synthetic import synthetic_dataset
 from gid_yolo.engine.checkpoint import is_checkpoint, load_model, no_autoinstall
+from gid_yolo.engine.classes import check_classes, fit_classes
 from gid_yolo.engine.config import DEFAULTS, check_keys, check_values, thresholds, ultralytics_args, yolo_defaults
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
@@ -24,7 +25,7 @@ from gid_yolo.engine.teacher import resolve_teacher
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
-from gid_yolo.errors import UserError, some
+from gid_yolo.errors import UserError
 
 
 class GID(Model):
@@ -87,8 +88,8 @@ class GID(Model):
             }
         }
 
-    def _thresholds(self) -> dict[str, float]:
-        """Score and NMS thresholds of the loaded model; those of `cfg/default.yaml` for an ONNX file."""
+    def _thresholds(self) -> dict[str, Any]:
+        """`conf`, `iou` and `max_det` of the loaded model; those of `cfg/default.yaml` for an ONNX file."""
         return thresholds(self.model.yaml if isinstance(self.model, DetectionModel) else {})
 
     def train(self, trainer: Any = None, **kwargs: Any) -> Any:
@@ -116,6 +117,8 @@ class GID(Model):
     def val(self, validator: Any = None, **kwargs: Any) -> Any:
         """Validate: Ultralytics' metrics, and the paper's ten columns as a row and as `coco_metrics.json`.
 
+        A model that knows more classes than the data is measured on those of the data, see `fit_classes`.
+
         Returns:
             Ultralytics' metrics; `self.columns` holds the ten columns.
         """
@@ -131,16 +134,14 @@ class GID(Model):
             raise UserError(f"data= is missing: say on which data {self.model_name} is to be validated.")
         path, contents = read_data(data, kwargs.get("split") or "val")
         kwargs["data"] = str(path)
-        own, others = (list(x.values()) for x in (self.model.names if trained else {}, contents["names"]))
-        if trained and own != others and not kwargs.get("single_cls"):
-            raise UserError(
-                f"model={self.model_name} knows the classes {some(own)}, but data={path} has {some(others)}: "
-                "validate on data with the same classes in the same order."
-            )
+        check_classes(kwargs.get("classes"), contents["names"])
+        model = self.model
+        if trained and not kwargs.get("single_cls"):
+            model = fit_classes(model, contents["names"], f"model={self.model_name}", path)
         made = (validator or self._smart_load("validator"))(
             args={**self.overrides, "rect": True, **kwargs, "mode": "val"}, _callbacks=self.callbacks
         )
-        made(model=self.model)
+        made(model=model)
         self.metrics, self.columns = made.metrics, made.columns
         return made.metrics
 
@@ -149,7 +150,9 @@ class GID(Model):
         check_keys(kwargs)
         check_values(kwargs)
         check_device(kwargs.get("device"))
-        own = {key: value for key, value in self._thresholds().items() if key == "iou"}
+        if isinstance(self.model, DetectionModel):
+            check_classes(kwargs.get("classes"), self.model.names)
+        own = {key: value for key, value in self._thresholds().items() if key != "conf"}  # Ultralytics' is 0.25
         results = self._results(source, predictor, **{**own, **kwargs})
         return results if stream else list(results)
 

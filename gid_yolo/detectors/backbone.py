@@ -36,7 +36,48 @@ class WeightSource:
     failed: bool = False
 
 
-class TimmBackbone(nn.Module):
+class Backbone(nn.Module):
+    """The bottom-up half of a feature pyramid: a network that gives maps, behind the normalisation its weights expect.
+
+    Args:
+        name: What the settings call it.
+        body: Maps (B, 3, H, W) normalised images to a list of maps.
+        channels: Channels of each map.
+        source: Where the weights came from.
+        frozen_names: Parts of the body that are not trained.
+        mean: Of each RGB channel in [0, 1].
+        std: Likewise.
+        freeze_bn: Turn batch normalisation into a fixed affine map, as the detectors' field recipes do when batches
+            are small.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        body: nn.Module,
+        *,
+        channels: list[int],
+        source: WeightSource,
+        frozen_names: list[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        freeze_bn: bool,
+    ) -> None:
+        super().__init__()
+        self.name, self.channels, self.source, self.frozen_names = name, channels, source, frozen_names
+        self.body: Any = freeze_batch_norm_2d(body) if freeze_bn else body
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map (B, 3, H, W) RGB images in [0, 1] to one (B, C_l, H / stride_l, W / stride_l) map per stride."""
+        return self.body((images - self.mean) / self.std)
+
+
+class TimmBackbone(Backbone):
     """Feature maps C3, C4, C5 of a timm network, with the input normalisation its weights expect.
 
     Args:
@@ -52,14 +93,7 @@ class TimmBackbone(nn.Module):
         std: Likewise.
         stride_in_1x1: Of a ResNet with bottlenecks, stride in the first 1x1 convolution of a block instead of the 3x3,
             as in the first (Caffe) ResNets, whose weights expect it.
-
-    Attributes:
-        channels: Channels of each returned map.
-        source: Where the weights came from.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -73,7 +107,6 @@ class TimmBackbone(nn.Module):
         std: Sequence[float] | None = None,
         stride_in_1x1: bool = False,
     ) -> None:
-        super().__init__()
         try:
             probe = timm.create_model(name, features_only=True, pretrained=False)
         except Exception as error:  # timm raises a different type for each way a name can be unusable
@@ -83,18 +116,19 @@ class TimmBackbone(nn.Module):
                 f"backbone={name} cannot be used ({reason}); timm's closest: {', '.join(close)}."
             ) from error
         indices = _indices_of(name, probe, strides)
-        self.body = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)
+        body: Any = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)
         if stride_in_1x1:
-            _move_strides(name, self.body)
-        self.name = name
-        self.channels: list[int] = self.body.feature_info.channels()
-        self.source = _load_weights(self.body, name, weights, indices)
-        cfg = self.body.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(mean or cfg["mean"]).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std or cfg["std"]).view(1, -1, 1, 1), persistent=False)
-        self.frozen_names = _frozen_names(probe, frozen_stages)
-        if freeze_bn:
-            self.body = freeze_batch_norm_2d(self.body)
+            _move_strides(name, body)
+        super().__init__(
+            name,
+            body,
+            channels=body.feature_info.channels(),
+            source=_load_weights(body, name, weights, indices),
+            frozen_names=_frozen_names(probe, frozen_stages),
+            mean=mean or body.pretrained_cfg["mean"],
+            std=std or body.pretrained_cfg["std"],
+            freeze_bn=freeze_bn,
+        )
         self._check_maps(strides)
 
     @torch.no_grad()
@@ -111,10 +145,6 @@ class TimmBackbone(nn.Module):
         wanted = [(1, c, side // s, side // s) for c, s in zip(self.channels, strides, strict=True)]
         if (shapes := [tuple(m.shape) for m in maps]) != wanted:
             raise ValueError(f"backbone={self.name} gives maps of shape {shapes}, but the pyramid needs {wanted}.")
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Map (B, 3, H, W) RGB images in [0, 1] to one (B, C_l, H / stride_l, W / stride_l) map per stride."""
-        return self.body((images - self.mean) / self.std)
 
 
 def _move_strides(name: str, body: nn.Module) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +54,7 @@ class BoxHead(nn.Module):
         self.layers = nn.Sequential(nn.Flatten())
         for inputs, outputs in pairwise(widths):
             self.layers.extend([nn.Linear(inputs, outputs), nn.ReLU(inplace=True)])
-        self.cls_logits = nn.Linear(widths[-1], num_classes + 1)
+        self.cls_logits: Any = nn.Linear(widths[-1], num_classes + 1)
         self.box_deltas = nn.Linear(widths[-1], num_classes * 4)
         for layer, std in ((self.cls_logits, 0.01), (self.box_deltas, 0.001)):  # Fast R-CNN, section 2.3
             nn.init.normal_(layer.weight, std=std)
@@ -62,6 +64,34 @@ class BoxHead(nn.Module):
         """Map (N, channels, h, w) to (N, C + 1) logits, the background's last, and (N, C * 4) deltas."""
         hidden = self.layers(self.tower(crops))
         return self.cls_logits(hidden), self.box_deltas(hidden)
+
+    def keep_classes(self, index: Sequence[int]) -> None:
+        """Predict only some of the classes, in the order of `index`; what the others get becomes the background's."""
+        classes = self.cls_logits.out_features - 1
+        rest = [i for i in range(classes + 1) if i not in set(index)]  # the background, the last, always is of them
+        deltas = torch.arange(classes * 4).view(classes, 4)[list(index)].flatten()
+        logits = _rows(self.cls_logits, [*index, *rest])
+        self.cls_logits = logits if len(rest) == 1 else nn.Sequential(logits, _SumAsLast(len(index)))
+        self.box_deltas = _rows(self.box_deltas, deltas.tolist())
+
+
+class _SumAsLast(nn.Module):
+    """Logits of the first classes, and one whose probability is the sum of the others': exact under a softmax."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Map (N, C) to (N, count + 1)."""
+        return torch.cat([logits[:, : self.count], logits[:, self.count :].logsumexp(1, keepdim=True)], dim=1)
+
+
+def _rows(layer: nn.Linear, index: Sequence[int]) -> nn.Linear:
+    """The layer with only some of its outputs, in the order of `index`."""
+    some = nn.Linear(layer.in_features, len(index), device=layer.weight.device, dtype=layer.weight.dtype)
+    some.load_state_dict({key: value[list(index)] for key, value in layer.state_dict().items()})
+    return some
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,13 @@ def model_config(model: str | Path | dict[str, Any]) -> dict[str, Any]:
     if config["detector"] not in BUILDERS:
         raise UserError(f"detector: {config['detector']} in {model} is unknown: choose from {', '.join(BUILDERS)}.")
     return config
+
+
+def built_in_limits(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Ultralytics' `conf`, `iou` and `max_det` as settings say them, of detectors whose detections are final."""
+    kind, settings = BUILDERS[config["detector"]], config.get("settings") or {}
+    defaults = inspect.signature(kind).parameters
+    return {key: settings.get(name, defaults[name].default) for key, name in kind.limits.items()}
 
 
 def detector_kwargs(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from gid_yolo.detectors.backbone import TimmBackbone
+from gid_yolo.detectors.backbone import Backbone
 from gid_yolo.ops.structures import RawPredictions, Targets
 
 
@@ -18,6 +19,7 @@ class Detector(nn.Module, ABC):
         family: Kind of detector; only models of one kind can distil into each other.
         backbone_strides: Pixels per cell of each map the backbone gives to the pyramid.
         end2end: True where `detections` are final, (B, N, 6); else NMS is left to the caller.
+        limits: Of an `end2end` detector, the settings that Ultralytics' `conf`, `iou` and `max_det` stand for.
         strides: Pixels per cell of each pyramid level.
         backbone: The bottom-up network.
         fpn_channels: Channels of every pyramid level.
@@ -27,8 +29,10 @@ class Detector(nn.Module, ABC):
     family: ClassVar[str]
     backbone_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
     end2end: ClassVar[bool] = False
+    limits: ClassVar[dict[str, str]] = {}
     strides: tuple[int, ...]
-    backbone: TimmBackbone
+    backbone: Backbone
+    head: Any
     fpn_channels: int
     num_classes: int
 
@@ -50,6 +54,17 @@ class Detector(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Detections of (B, 3, H, W) RGB images in [0, 1]: `detections` of what `raw` gives."""
         return self.detections(*self.raw(images), *images.shape[-2:])
+
+    def keep_classes(self, index: Sequence[int]) -> None:
+        """Predict only some of the classes, in the order of `index`, with unchanged probabilities."""
+        layer = self.head.cls_logits  # a dense head's classes are independent of each other
+        for name, value in list(layer.named_parameters()):
+            rows = (
+                value.detach().unflatten(0, (-1, self.num_classes))[:, list(index)].flatten(0, 1)
+            )  # anchors x classes
+            setattr(layer, name, nn.Parameter(rows))
+        layer.out_channels = len(layer.bias)
+        self.head.num_classes = self.num_classes = len(index)
 
     @abstractmethod
     def loss(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gid_yolo.detectors.backbone import TimmBackbone
+from gid_yolo.detectors.backbone import Backbone
 from gid_yolo.detectors.box_head import BoxHead, box_head_losses, candidates, final_detections, sample_boxes
 from gid_yolo.detectors.detector import Detector
 from gid_yolo.detectors.neck import FPN
@@ -68,12 +69,13 @@ class FasterRCNN(Detector):
     family = "faster_rcnn"
     backbone_strides = (4, 8, 16, 32)
     end2end = True
+    limits: ClassVar = {"conf": "box_min_score", "iou": "box_nms_iou", "max_det": "max_det"}
     cells: Tensor
     box_weights: Tensor
 
     def __init__(
         self,
-        backbone: TimmBackbone,
+        backbone: Backbone,
         num_classes: int,
         *,
         strides: Sequence[int] = (4, 8, 16, 32, 64),
@@ -204,6 +206,11 @@ class FasterRCNN(Detector):
             max_det=self.max_det,
         )
         return rows.view(features[0].shape[0], self.max_det, 6)  # which an exported graph could not tell from the NMS
+
+    def keep_classes(self, index: Sequence[int]) -> None:
+        """Predict only some of the classes, in the order of `index`, with unchanged probabilities."""
+        self.head.keep_classes(index)
+        self.num_classes = len(index)
 
     def loss(
         self, features: list[Tensor], raw: RawPredictions, targets: Targets, image_size: tuple[int, int]

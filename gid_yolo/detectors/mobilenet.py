@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 import torchvision
-from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from gid_yolo.detectors.backbone import TimmBackbone, WeightSource
+from gid_yolo.detectors.backbone import Backbone, WeightSource
 
 PREFIX = "torchvision/"
 # The layers of stride 2, at which stages begin, between the first layer and the last, a 1x1 convolution
@@ -39,7 +38,7 @@ class TappedLayers(nn.Sequential):
         return maps
 
 
-class TorchvisionMobileNet(TimmBackbone):
+class TorchvisionMobileNet(Backbone):
     """Two maps, both of stride 32: of the last layer of stride 2 and of the 1x1 convolution on top.
 
     Args:
@@ -62,22 +61,22 @@ class TorchvisionMobileNet(TimmBackbone):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        nn.Module.__init__(self)  # TimmBackbone's own would ask timm
         kind = name.removeprefix(PREFIX)
         if kind not in STAGES:
             raise ValueError(f"backbone={name} cannot be used: choose from {', '.join(PREFIX + n for n in STAGES)}.")
         starts = STAGES[kind]
         # torchvision's detectors keep PyTorch's epsilon, though the classifiers have 1e-3
         layers = getattr(torchvision.models, kind)(weights=None, norm_layer=nn.BatchNorm2d).features
-        self.name = name
-        self.source = _load_weights(layers, kind, weights)
-        self.body = TappedLayers(layers, starts[-2:])
-        self.channels = [layers[i].out_channels for i in starts[-2:]]
-        self.frozen_names = [str(i) for i in range((*starts, len(layers))[min(frozen_stages, len(starts))])]
-        self.register_buffer("mean", torch.tensor(mean or MEAN).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std or STD).view(1, -1, 1, 1), persistent=False)
-        if freeze_bn:
-            self.body = freeze_batch_norm_2d(self.body)
+        super().__init__(
+            name,
+            TappedLayers(layers, starts[-2:]),
+            channels=[layers[i].out_channels for i in starts[-2:]],
+            source=_load_weights(layers, kind, weights),
+            frozen_names=[str(i) for i in range((*starts, len(layers))[min(frozen_stages, len(starts))])],
+            mean=mean or MEAN,
+            std=std or STD,
+            freeze_bn=freeze_bn,
+        )
 
 
 def _load_weights(layers: nn.Module, kind: str, weights: bool | str | Path) -> WeightSource:

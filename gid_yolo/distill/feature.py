@@ -41,7 +41,7 @@ def plan_rois(boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int]
 
     Args:
         boxes: (B, K, 4) xyxy in input pixels.
-        strides: Pixels per cell of each level, powers of two.
+        strides: Pixels per cell of each level; the level nearest to the wanted one is taken, of equal ones the first.
         image_size: (height, width) of the input.
     """
     batch, k = boxes.shape[:2]
@@ -49,9 +49,9 @@ def plan_rois(boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int]
     flat = boxes.reshape(-1, 4)
     area = ((flat[:, 2] - flat[:, 0]) * (flat[:, 3] - flat[:, 1])).clamp(min=1.0)
     canonical = CANONICAL_SIZE * math.sqrt(image_size[0] * image_size[1] / CANONICAL_AREA)
-    level = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / canonical))
-    first = round(math.log2(strides[0]))
-    level = (level.long() - first).clamp(0, len(strides) - 1)
+    wanted = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / canonical))  # level k has stride 2^k
+    # One number at a time: a tensor of them would have to wait for its copy to the device
+    level = torch.stack([(wanted - math.log2(stride)).abs() for stride in strides]).argmin(dim=0)
     order = level.argsort(stable=True)
     # roi_align takes one feature map a call, so the split by level must be known to the host: the one sync here
     counts = torch.bincount(level, minlength=len(strides)).tolist()

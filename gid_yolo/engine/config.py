@@ -10,7 +10,7 @@ from ultralytics.cfg import check_dict_alignment
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from gid_yolo.cfg import CFG_DIR, load_yaml
-from gid_yolo.detectors import model_config
+from gid_yolo.detectors.build import built_in_limits, model_config
 from gid_yolo.distill.types import parse_types
 from gid_yolo.errors import UserError
 
@@ -21,18 +21,21 @@ DEFAULTS: dict[str, Any] = {**DEFAULT_CFG_DICT, **_FILE}
 _CHOICES = {"distill": ("gid", "none"), "gid_normalize": ("instance", "pixel"), "gid_reduction": ("mean", "sum")}
 _NOT_NEGATIVE = (
     *("gid_feature", "gid_relation", "gid_response", "gid_alpha", "gid_beta", "backbone_lr", "teacher_min_ap"),
-    *("gid_iou", "ema_decay"),
+    *("gid_iou", "ema_decay", "conf", "iou"),
 )
-_POSITIVE_INT = ("gid_roi_size", "gid_adapt_kernel", "gid_top_k", "teacher_sample")
+_POSITIVE_INT = ("gid_roi_size", "gid_adapt_kernel", "gid_top_k", "teacher_sample", "max_det")
 MIN_IMGSZ = 64
 YOLO_VALIDATION_CONF = 0.001  # what Ultralytics' validator takes where none is given
 
 
 def model_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Defaults for training a model: Ultralytics', then `cfg/default.yaml`, then the `train:` part of its yaml."""
+    """Defaults for training a model: Ultralytics', then `cfg/default.yaml`, then the `train:` part of its yaml.
+
+    Where its detections are final, `conf`, `iou` and `max_det` are those of its settings.
+    """
     train = config.get("train") or {}
     check_keys(train)
-    return {**DEFAULTS, **train}
+    return {**DEFAULTS, **(built_in_limits(config) if "detector" in config else {}), **train}
 
 
 def yolo_defaults() -> dict[str, Any]:
@@ -40,15 +43,15 @@ def yolo_defaults() -> dict[str, Any]:
     return {**DEFAULT_CFG_DICT, **{key: _FILE[key] for key in OWN_KEYS}}
 
 
-def thresholds(config: Mapping[str, Any]) -> dict[str, float]:
-    """Score and NMS thresholds, `conf` and `iou`, that a model of these settings is evaluated with.
+def thresholds(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Limits that a model of these settings is evaluated with: `conf`, `iou` of the NMS, `max_det`.
 
-    Our detectors' are the field's (`cfg/default.yaml`, or the `train:` part of the model's yaml), YOLO's Ultralytics'.
+    Our detectors' are the field's (`cfg/default.yaml`, or the model's yaml), YOLO's Ultralytics'.
     """
     if "head" in config:  # a yaml of Ultralytics
-        return {"conf": YOLO_VALIDATION_CONF, "iou": DEFAULT_CFG_DICT["iou"]}
+        return {"conf": YOLO_VALIDATION_CONF, **{key: DEFAULT_CFG_DICT[key] for key in ("iou", "max_det")}}
     defaults = model_defaults(dict(config))
-    return {key: defaults[key] for key in ("conf", "iou")}
+    return {key: defaults[key] for key in ("conf", "iou", "max_det")}
 
 
 def check_keys(args: dict[str, Any]) -> None:
@@ -70,7 +73,7 @@ def check_keys(args: dict[str, Any]) -> None:
 
 
 def check_values(args: dict[str, Any]) -> None:
-    """Check the values of gid-yolo's own arguments, and the image size, which its pyramid bounds from below.
+    """Check the values of gid-yolo's own arguments, the limits of detections, and the image size.
 
     Raises:
         UserError: One sentence about the first value that cannot work.
@@ -91,7 +94,7 @@ def check_values(args: dict[str, Any]) -> None:
         raise UserError(f"gid_visualize_every={every} must be a whole number of iterations, or 0 for never.")
     if (args.get("gid_adapt_kernel") or 1) % 2 == 0:
         raise UserError(f"gid_adapt_kernel={args['gid_adapt_kernel']} must be odd, so that crops keep their size.")
-    for key in ("gid_iou", "ema_decay"):
+    for key in ("gid_iou", "ema_decay", "conf", "iou"):
         if (args.get(key) or 0) > 1:
             raise UserError(f"{key}={args[key]} must lie between 0 and 1.")
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
@@ -78,6 +80,13 @@ class GIDDetectionModel(DetectionModel):
         """Pyramid features and raw predictions of (B, 3, H, W) images in [0, 1]."""
         return self.detector.raw(images)
 
+    def with_classes(self, index: Sequence[int], names: Mapping[int, str]) -> GIDDetectionModel:
+        """A copy that predicts only the classes in `index`, in that order and under other names."""
+        model = deepcopy(self)
+        model.detector.keep_classes(index)
+        model.names, model.nc, model.yaml["nc"] = dict(names), len(index), len(index)
+        return model
+
     def _predict_once(self, x: Tensor, profile: bool = False, embed: Any = None) -> Any:
         """Raw outputs in training mode; else detections (B, 4 + nc, R), with the raw outputs unless exported."""
         if self.training:
@@ -92,7 +101,7 @@ class GIDDetectionModel(DetectionModel):
         return self._predict_once(x)
 
     def set_head_attr(self, **kwargs: Any) -> None:
-        """Take no note: Ultralytics sets limits on heads with built-in selection, and these leave NMS outside."""
+        """Take no note: what Ultralytics sets here lacks the NMS threshold, see `limited`."""
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Task loss of a batch.
@@ -139,6 +148,32 @@ class GIDDetectionModel(DetectionModel):
     def is_fused(self) -> bool:
         """True once no batch normalisation that `fuse` can fold is left."""
         return not _foldable(self.detector.backbone.body)
+
+
+@contextmanager
+def limited(
+    model: Any, *, conf: float | None = None, iou: float | None = None, max_det: int | None = None
+) -> Iterator[None]:
+    """Let a detector whose detections are final go by these limits for a while; None leaves its own.
+
+    Args:
+        model: Ours, alone or as the student of a distillation; every other takes its limits outside the network.
+        conf: Score over which a box is a detection.
+        iou: Threshold of the NMS within a class.
+        max_det: Detections of an image.
+    """
+    model = getattr(model, "student_model", model)
+    detector = model.detector if isinstance(model, GIDDetectionModel) else None
+    given = {"conf": conf, "iou": iou, "max_det": max_det}
+    values = {name: given[key] for key, name in detector.limits.items() if given[key] is not None} if detector else {}
+    before = {name: getattr(detector, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(detector, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(detector, name, value)
 
 
 def raw_outputs(preds: Any) -> Outputs:

@@ -18,6 +18,7 @@ from gid_yolo._version import __version__
 from gid_yolo.distill import GIDLoss
 from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
+from gid_yolo.engine.classes import check_classes
 from gid_yolo.engine.config import check_keys, check_values
 from gid_yolo.engine.distillable import distillable, share_levels
 from gid_yolo.engine.figure4 import Figure4
@@ -83,9 +84,12 @@ class DistillationTrainer(DetectionTrainer):
     def get_dataset(self) -> dict[str, Any]:
         """Ultralytics' data description; a UserError where there is none."""
         try:
-            return super().get_dataset()
+            data = super().get_dataset()
         except RuntimeError as error:
             raise UserError(f"data={self.args.data} cannot be used: {' '.join(str(error).split())}") from error
+        if not self.args.single_cls:  # which replaces the names, after `classes=` has chosen
+            check_classes(self.args.classes, data["names"])
+        return data
 
     def _build_train_pipeline(self) -> None:
         super()._build_train_pipeline()
@@ -188,8 +192,8 @@ class DistillationTrainer(DetectionTrainer):
         )
         if self.adaptation_state is not None:
             projector.load_state_dict(self.adaptation_state)
-        classes = [self.args.classes] if isinstance(self.args.classes, int) else self.args.classes
-        shared = share_classes(teacher.names, student.names, classes)
+        classes = [args.classes] if isinstance(args.classes, int) else args.classes
+        shared = share_classes(teacher.names, student.names, None if args.single_cls else classes)
         model = TeacherStudentModel(student, teacher, projector, shared)
         return model.to(self.device)
 

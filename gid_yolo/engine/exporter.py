@@ -12,6 +12,7 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER
 
 from gid_yolo.engine.checkpoint import no_autoinstall
 from gid_yolo.engine.config import ultralytics_args
+from gid_yolo.engine.detection_model import limited
 from gid_yolo.errors import UserError
 
 
@@ -20,7 +21,8 @@ class GIDExporter(Exporter):
 
     Input `images` (B, 3, H, W), RGB in [0, 1], normalised inside the graph. Output `output0`: of dense detectors
     (B, 4 + nc, R), xywh in input pixels and class confidences, NMS left to the caller; of Faster R-CNN (B, N, 6), xyxy
-    in input pixels, score and class, final.
+    in input pixels, score and class, final, within the limits `conf`, `iou` and `max_det` that are given, else the
+    model's own.
     """
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
@@ -32,10 +34,11 @@ class GIDExporter(Exporter):
         if overrides.get("quantize") not in (None, 32, "32", "fp32"):
             raise UserError(f"quantize={overrides['quantize']} is not supported yet: gid-yolo exports FP32.")
         super().__init__(cfg, {**overrides, "format": "onnx"}, _callbacks)
+        self.limits = {key: overrides.get(key) for key in ("conf", "iou", "max_det")}
 
     def __call__(self, model: torch.nn.Module) -> str:
         """Export and return the path of the file."""
-        with no_autoinstall():  # what the export needs is declared
+        with no_autoinstall(), limited(model, **self.limits):  # what the export needs is declared
             path = super().__call__(model)
         names: Any = model.names
         final = "(batch, detections, 6): x1, y1, x2, y2, score, class; NMS inside"

@@ -13,8 +13,8 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, SETTINGS, YAML
 
 from gid_yolo.cfg import load_yaml, model_names
-from gid_yolo.engine import foreign
 from gid_yolo.engine.checkpoint import is_checkpoint, load_model
+from gid_yolo.engine.classes import check_classes, match_classes
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError, some
 
@@ -53,16 +53,12 @@ def share_classes(
         The shared classes, or None where they are all of both, in the same order.
 
     Raises:
-        UserError: They share none.
+        UserError: They share none, or `classes` are not the student's.
     """
+    check_classes(classes, student)
     if list(teacher.values()) == list(student.values()) and classes is None:
         return None
-    if order := _in_order(teacher, len(student)):
-        index = dict(zip(student, order, strict=True))
-    else:
-        known = {name.strip().lower(): i for i, name in teacher.items()}
-        named = {i: known.get(name.strip().lower()) for i, name in student.items()}
-        index = {i: j for i, j in named.items() if j is not None}
+    index = match_classes(teacher, student, "teacher")
     trained = list(student) if classes is None else [i for i in student if i in set(classes)]
     shared = [i for i in trained if i in index]
     if not shared:
@@ -77,17 +73,6 @@ def share_classes(
             f"the {len(shared)} shared ones are compared, the rest learns from the data alone."
         )
     return SharedClasses(shared, [index[i] for i in shared])
-
-
-def _in_order(teacher: dict[int, str], count: int) -> list[int]:
-    """The classes of a teacher without names, if they are `count`, or labels one more, of which 0 is nothing's."""
-    first = len(teacher) - count
-    for pattern, allowed in ((foreign.UNNAMED, (0,)), (foreign.UNNAMED_LABEL, (0, 1))):
-        unnamed = list(teacher.values()) == [pattern.format(i) for i in range(len(teacher))]
-        if unnamed and first in allowed:
-            LOGGER.warning(f"the teacher's {len(teacher)} classes have no names: they are taken in the data's order.")
-            return list(range(first, len(teacher)))
-    return []
 
 
 def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from gid_yolo.engine.distillable import Distillable, distillable, share_levels
 from gid_yolo.engine.instance_counts import COUNT_NAMES
 from gid_yolo.engine.teacher import SharedClasses
 from gid_yolo.ops.structures import GeneralInstances
+
+_PROBE_SCALES = (2.0**16, 2.0**8, 1.0)
 
 
 class TeacherStudentModel(DistillationModel):
@@ -175,10 +178,18 @@ def freeze_teacher(teacher: DetectionModel) -> DetectionModel:
 
 
 def probe_terms(terms: dict[str, Tensor], features: list[Tensor]) -> dict[str, tuple[float, float]]:
-    """Value of every term, and the norm of its gradient with respect to the student's pyramid."""
+    """Value of every term, and the norm of its gradient with respect to the student's pyramid.
+
+    Half precision rounds small gradients to 0, so that the term is scaled up before, as a gradient scaler does, by the
+    largest of `_PROBE_SCALES` that overflows nowhere. Being powers of two, they change nothing in fp32.
+    """
     report = {}
     for name, term in terms.items():
-        grads = torch.autograd.grad(term, features, retain_graph=True, allow_unused=True)
-        norms = [g.detach().float().norm() for g in grads if g is not None]
-        report[name] = (float(term.detach()), float(torch.stack(norms).norm()) if norms else 0.0)
+        for scale in _PROBE_SCALES:
+            grads = torch.autograd.grad(term * scale, features, retain_graph=True, allow_unused=True)
+            norms = [g.detach().float().norm() for g in grads if g is not None]
+            norm = float(torch.stack(norms).norm()) / scale if norms else 0.0
+            if math.isfinite(norm):
+                break
+        report[name] = (float(term.detach()), norm)
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from ultralytics.utils import LOGGER, RANK, ops
 
 from gid_yolo.engine.coco_eval import CocoAccumulator, format_row
 from gid_yolo.engine.config import ultralytics_args
+from gid_yolo.engine.detection_model import limited
 
 
 class GIDValidator(DetectionValidator):
@@ -25,11 +27,20 @@ class GIDValidator(DetectionValidator):
         super().__init__(dataloader, save_dir, args, _callbacks)
         self.columns: dict[str, float] | None = None
         self.coco = CocoAccumulator()
+        self.limits = contextlib.ExitStack()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Validate by the arguments' limits, which the model then forgets."""
+        with self.limits:
+            return super().__call__(*args, **kwargs)
 
     def init_metrics(self, model: Any) -> None:
-        """Start empty."""
+        """Start empty; the model is loaded by now."""
         super().init_metrics(model)
         self.columns, self.coco = None, CocoAccumulator()
+        network = model.model if getattr(model, "format", None) == "pt" else model
+        args = self.args
+        self.limits.enter_context(limited(network, conf=args.conf, iou=args.iou, max_det=args.max_det))
 
     def update_metrics(self, preds: list[dict[str, Any]], batch: dict[str, Any]) -> None:
         """Add a batch to both evaluations."""

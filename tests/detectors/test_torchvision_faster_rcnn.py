@@ -22,6 +22,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from gid_yolo.detectors import Detector, build_detector
+from gid_yolo.detectors.backbone import Backbone, TimmBackbone
 from gid_yolo.detectors.convert import convert_torchvision, from_torchvision
 from gid_yolo.detectors.mobilenet import TorchvisionMobileNet
 from gid_yolo.ops.structures import Targets
@@ -209,6 +210,9 @@ def test_mobilenet_backbone(tmp_path) -> None:
     ).eval()
     backbone = detector.backbone
     assert isinstance(backbone, TorchvisionMobileNet)
+    assert isinstance(backbone, Backbone)
+    assert not isinstance(backbone, TimmBackbone)  # it is no network of timm's
+    assert set(backbone.state_dict()) == {f"body.{key}" for key in backbone.body.state_dict()}
     assert backbone.channels == [160, 960]
     assert [tuple(x.shape) for x in backbone(torch.rand(1, 3, 64, 96))] == [(1, 160, 2, 3), (1, 960, 2, 3)]
     assert backbone.frozen_names == [str(i) for i in range(7)]  # the fourth stage begins at layer 7

@@ -90,6 +90,40 @@ def test_unknown_normalize_is_an_error() -> None:
         feature_loss(*make_crops(), VALID, normalize="sum")
 
 
+@pytest.mark.parametrize(
+    ("strides", "expected"),
+    [
+        # Levels 2 to 7 of the rule are strides 4 to 128
+        ((8, 16, 32, 64, 128), [0, 0, 1, 2, 3, 4]),
+        ((32, 32, 64), [0, 0, 0, 0, 2, 2]),  # torchvision's MobileNetV3: of equal ones the first
+        ((8, 64), [0, 0, 0, 1, 1, 1]),
+        ((8, 32), [0, 0, 0, 1, 1, 1]),  # 16 lies between: the first
+    ],
+)
+def test_the_level_of_the_nearest_stride_is_taken(strides: tuple[int, ...], expected: list[int]) -> None:
+    # In an image of 800 x 1333 px level k takes sides from 224 * 2^(k-4) to twice as much; 1.1 is inside
+    sides = [224 * 2 ** (k - 4) * 1.1 for k in range(2, 8)]
+    boxes = torch.tensor([[[0.0, 0.0, side, side] for side in sides]])
+    plan = plan_rois(boxes, strides, (800, 1333))
+    assert [len(rois) for rois in plan.rois] == [expected.count(level) for level in range(len(strides))]
+    assert torch.equal(torch.cat(plan.rois)[plan.restore][:, 1:], boxes[0])
+    nearest = [
+        min(range(len(strides)), key=lambda i: abs(math.log2(strides[i]) - level))  # min takes the first
+        for level in range(2, 8)
+    ]
+    assert nearest == expected
+
+
+@pytest.mark.parametrize("strides", [STRIDES, (4, 8, 16, 32, 64), (8, 16, 32), (32, 32, 64)])
+def test_levels_of_random_boxes_equal_the_loop(strides: tuple[int, ...]) -> None:
+    size = (800, 1333)
+    boxes = random_boxes((2, 200), image=size, smallest=4.0, largest=1300.0)
+    plan = plan_rois(boxes, strides, size)
+    levels = torch.tensor([naive_level(box, strides, size) for box in boxes.flatten(0, 1).tolist()])
+    found = torch.cat([torch.full((len(rois),), i) for i, rois in enumerate(plan.rois)])[plan.restore]
+    assert torch.equal(found, levels)
+
+
 @pytest.mark.parametrize(("height", "width"), [(256, 320), (800, 1333), (96, 160)])
 def test_roi_features_equal_one_box_at_a_time(height: int, width: int) -> None:
     boxes = random_boxes((2, 12), image=(height, width), smallest=2.0, largest=40.0)

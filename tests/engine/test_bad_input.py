@@ -185,10 +185,27 @@ def test_export_of_less_than_fp32(capsys, teacher, word):
 
 
 def test_validation_on_other_classes(capsys, tmp_path, teacher):
-    data = write_data(tmp_path / "swapped", names=("b", "a"))
+    data = write_data(tmp_path / "others", names=("b", "c"))
     text = sentence(capsys, "val", f"model={teacher}", f"data={data}", "imgsz=64")
-    assert "knows the classes a, b" in text
+    assert "knows 2 classes (a, b), but data=" in text
     assert "imgsz=32 is too small" in sentence(capsys, "val", f"model={teacher}", f"data={data}", "imgsz=32")
+
+
+@pytest.mark.parametrize("word", ["classes=[7]", "classes=-1", "classes=[0.5]", "classes=[True]", "classes=a"])
+def test_classes_that_do_not_exist(capsys, data, teacher, word):
+    text = f"{word} must be ids of the classes that exist: 0 (a), 1 (b)."
+    source = f"source={data.parent / 'images' / 'val'}"
+    for mode, words in (("train", FAST), ("val", ["imgsz=64"]), ("predict", ["imgsz=64", source])):
+        assert text in sentence(capsys, mode, f"model={teacher}", f"data={data}", word, *words)
+    assert text in sentence(capsys, "train", f"data={data}", f"teacher={teacher}", word, *FAST)
+
+
+@pytest.mark.parametrize("word", ["conf=1.5", "iou=-1", "max_det=0", "conf=sure"])
+@pytest.mark.parametrize("mode", ["val", "predict", "export"])
+def test_limits_that_cannot_be(capsys, data, teacher, mode, word):
+    words = [f"model={teacher}", f"data={data}", "imgsz=64", word]
+    text = sentence(capsys, mode, *words, *(["source=x.png"] if mode == "predict" else []))
+    assert f"{word} must" in text
 
 
 def test_predictions_are_saved(teacher, data, tmp_path):

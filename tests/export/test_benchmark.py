@@ -10,9 +10,11 @@ import torch
 import yaml
 from onnx import numpy_helper
 from torch import nn
+from ultralytics.nn.tasks import DetectionModel
 
 import gid_yolo.export.benchmark as module
 import gid_yolo.export.parity as parity
+from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError
 from gid_yolo.export.benchmark import benchmark
@@ -308,3 +310,81 @@ def test_final_detections_are_compared_one_to_one(found, boxes, scores):
     outputs = [np.array([found], dtype=np.float32)]
     result = parity.final_differences(Final(ROWS), outputs, [images])
     assert result == pytest.approx((boxes, scores), abs=1e-6)
+
+
+def differences(rows, found, **arguments):
+    outputs = [np.array([found], dtype=np.float32)]
+    return parity.final_differences(Final(rows), outputs, [np.zeros((1, 3, 8, 8), np.float32)], **arguments)
+
+
+def test_the_end_of_a_full_list_may_be_on_either_side():
+    third, other = [5, 5, 20, 20, 0.7, 1], [7, 7, 9, 9, 0.7003, 1]
+    full = [*ROWS[:2], third]
+    assert differences(full, [*ROWS[:2], other]) == pytest.approx((0.0, 0.0))
+    assert differences(full, [*ROWS[:2], [0] * 6]) == (np.inf, np.inf)  # there was room for it
+
+
+def test_nothing_to_compare_is_not_equality():
+    low = [[*row[:4], row[4] / 20, row[5]] for row in ROWS]  # 0.045 and less
+    assert differences(low, low) is None
+    assert differences([[0] * 6], [[0] * 6], most=10) is None
+    assert differences(low, low, least=0.01) == (0.0, 0.0)
+    assert differences(low, low, most=1) == (0.0, 0.0)
+    assert differences(low, [low[1], low[2], [0] * 6, [0] * 6], most=2) == (np.inf, np.inf)
+
+
+def final_checkpoint(path, background):
+    """A Faster R-CNN whose classes have about e^-background of the probability."""
+    torch.manual_seed(0)
+    model = GIDDetectionModel("frcnn_nano", nc=2, verbose=False)
+    model.names = dict(NAMES)
+    model.detector.head.cls_logits.bias.data[-1] = background
+    torch.save({"model": model.half(), "train_args": {"imgsz": 128}, "epoch": -1}, path)
+    return path
+
+
+def test_a_model_of_low_scores_is_compared_all_the_same(tmp_path, monkeypatch, data):
+    path = final_checkpoint(tmp_path / "low.pt", background=7.0)  # scores of about 0.001
+    with torch.no_grad():
+        assert not load_model(path)[0].detector(torch.rand(1, 3, 128, 128)).any()
+    (row,) = benchmark(path, data=data, project=str(tmp_path), **QUICK).rows
+    assert (row.failed, row.compared) == (None, True)
+    assert 0 < row.box_difference < parity.BOX_LIMIT
+    export = parity.export_onnx
+
+    def export_wrongly(*args, **limits):
+        made = export(*args, **limits)
+        tamper(made)
+        return made
+
+    monkeypatch.setattr(parity, "export_onnx", export_wrongly)
+    (row,) = benchmark(path, data=data, project=str(tmp_path), **QUICK).rows
+    assert "differ from PyTorch's" in row.failed
+
+
+def test_a_model_that_finds_nothing_at_all_was_not_compared(tmp_path, data):
+    path = final_checkpoint(tmp_path / "none.pt", background=1e4)  # e^-10000 is 0
+    report = benchmark(path, data=data, project=str(tmp_path), **QUICK)
+    (row,) = report.rows
+    assert (row.failed, row.compared, row.box_difference, row.score_difference) == (None, False, None, None)
+    assert "not compared" in str(report)
+    assert "NOT COMPARED with PyTorch: model detects nothing" in report.notes[0]
+    assert json.loads((report.save_dir / "benchmark.json").read_text())["rows"][0]["compared"] is False
+    with (report.save_dir / "benchmark.csv").open(newline="") as stream:
+        assert next(csv.DictReader(stream))["compared"] == "False"
+
+
+def test_sizes_are_multiples_of_the_largest_stride(tmp_path, data, checkpoint):
+    # A YOLO with P6 has stride 64; ours pad to 32, and their coarser levels round up
+    model = DetectionModel("yolov8n-p6.yaml", nc=2, verbose=False)
+    model.names = dict(NAMES)
+    path = tmp_path / "p6.pt"
+    torch.save({"model": model.half(), "train_args": {"imgsz": 128}, "epoch": -1}, path)
+    report = benchmark(path, data=data, imgsz=[96, 128], project=str(tmp_path), **QUICK)
+    assert report.rows[0].failed is None
+    assert report.settings["arguments"]["imgsz"] == [128, 128]
+    assert module.image_size([96, 160], 32) == [96, 160]
+    assert module.image_size(160, 64) == [192, 192]
+    mixed = benchmark(checkpoint, teacher=path, data=data, imgsz=96, project=str(tmp_path), **QUICK)
+    assert [row.failed for row in mixed.rows] == [None, None]
+    assert mixed.settings["arguments"]["imgsz"] == [128, 128]

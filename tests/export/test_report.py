@@ -91,8 +91,13 @@ def test_table_is_aligned_and_hides_what_was_not_measured():
     assert set(bad[5:-1]) == {"-"}
 
 
+def test_a_row_that_was_not_compared_is_not_ok():
+    lines = table([replace(make_row("model"), compared=False), make_row("baseline")]).splitlines()
+    assert [line.strip("| ").split("|")[-1].strip() for line in lines[2:]] == ["not compared", "ok"]
+
+
 def test_files_hold_the_rows(tmp_path):
-    rows = (make_row("model"), make_row("baseline", failed="boxes differ"))
+    rows = (replace(make_row("model"), compared=False), make_row("baseline", failed="boxes differ"))
     report = BenchmarkReport(rows, {"summary": "head", "threads": 1}, ("WARNING: one", "note: two"), tmp_path)
     for write, name in ((write_json, "a.json"), (write_csv, "a.csv"), (write_markdown, "a.md"), (write_png, "a.png")):
         write(report, tmp_path / name)
