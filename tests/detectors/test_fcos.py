@@ -23,6 +23,7 @@ from gid_yolo.errors import UserError
 from gid_yolo.ops.points import decode_ltrb
 from gid_yolo.ops.structures import RawPredictions, Targets
 
+PAPER = {"level_scales": True, "distances": "exp", "centerness_on": "cls", "centered_points": True}  # its first form
 CLASSES = 3
 SIZE = (96, 160)
 
@@ -40,6 +41,15 @@ def spread(detector: FCOS) -> FCOS:
 def nano() -> FCOS:
     torch.manual_seed(0)
     return spread(build_detector("fcos_nano", CLASSES).eval())
+
+
+@pytest.fixture(scope="module")
+def paper() -> FCOS:
+    """The form of the paper's first version, which mmdetection has."""
+    torch.manual_seed(0)
+    detector = spread(build_detector("fcos_nano", CLASSES, **PAPER).eval())
+    torch.nn.init.normal_(detector.head.level_scales, mean=1.0, std=0.2)
+    return detector
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -103,6 +113,27 @@ def test_settings_of_the_head(norm: str | None) -> None:
         assert [(c.in_channels, c.out_channels, c.bias is not None) for c in convs] == [(32, 32, True)] * 3
         assert sum(isinstance(m, torch.nn.GroupNorm) for m in layers) == (3 if norm else 0)
     assert detector.head.cls_logits.bias.sigmoid().tolist() == pytest.approx([0.1] * 5)
+
+
+@torch.no_grad()
+def test_the_papers_form_by_its_definition(paper: FCOS) -> None:
+    images = torch.rand(1, 3, *SIZE)
+    features, raw = paper.raw(images)
+    # Points in the middle of their cells: (8 / 2, 8 / 2), then one stride to the right
+    assert raw.priors[:2].tolist() == [[0, 0, 8, 8], [8, 0, 16, 8]]
+    x, scale = features[1], paper.head.level_scales[1]  # stride 16
+    distances = (paper.head.box_ltrb(paper.head.reg_tower(x)) * scale).exp()[0, :, 0, 0]  # l, t, r, b in pixels
+    centerness = paper.head.centerness(paper.head.cls_tower(x))[0, 0, 0, 0]
+    first = features[0].shape[-2] * features[0].shape[-1]
+    expected = torch.tensor([8.0, 8, 8, 8]) + distances * torch.tensor([-1.0, -1, 1, 1])
+    torch.testing.assert_close(raw.boxes[0, first], expected)
+    torch.testing.assert_close(raw.centerness[0, first], centerness)
+
+
+@pytest.mark.parametrize(("key", "value"), [("distances", "log"), ("centerness_on", "both")])
+def test_forms_are_checked(key: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"{key}={value} must be"):
+        build_detector("fcos_nano", 2, **{key: value})
 
 
 @pytest.mark.parametrize("ranges", [[4.0], [8.0, 4.0], [-1.0, 4.0], [1.0, 2.0, 3.0]])
@@ -223,16 +254,18 @@ def make_raw_without_values() -> RawPredictions:
     )
 
 
-def test_training_step_reaches_every_parameter() -> None:
-    detector = build_detector("fcos_nano", CLASSES).train()
+@pytest.mark.parametrize("settings", [{}, PAPER, {**PAPER, "distances": "relu"}])
+def test_training_step_reaches_every_parameter(settings: dict) -> None:
+    detector = build_detector("fcos_nano", CLASSES, **settings).train()
     _, raw = detector.raw(torch.rand(2, 3, *SIZE))
     sum(detector.loss([], raw, to_targets(make_objects([3, 5])), SIZE).values()).backward()
     without = [name for name, p in detector.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert without == []
 
 
-def test_one_image_can_be_learnt() -> None:
-    detector = build_detector("fcos_nano", CLASSES).train()
+@pytest.mark.parametrize("settings", [{}, PAPER])
+def test_one_image_can_be_learnt(settings: dict) -> None:
+    detector = build_detector("fcos_nano", CLASSES, **settings).train()
     images = torch.rand(1, 3, *SIZE)
     objects = [(torch.tensor([[20.0, 16, 60, 70], [90, 30, 150, 60]]), torch.tensor([0, 2]))]
     optimizer = torch.optim.AdamW(detector.parameters(), lr=4e-3)
@@ -334,10 +367,12 @@ def test_distillation_end_to_end(pair: dict) -> None:
     student.zero_grad(set_to_none=True)
 
 
+@pytest.mark.parametrize("form", ["nano", "paper"])
 @pytest.mark.parametrize("fit_strides", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
 @torch.no_grad()
-def test_onnx_equals_torch(nano: FCOS, dynamic: bool, fit_strides: bool, monkeypatch, tmp_path) -> None:
+def test_onnx_equals_torch(form: str, dynamic: bool, fit_strides: bool, monkeypatch, tmp_path, request) -> None:
+    nano: FCOS = request.getfixturevalue(form)
     monkeypatch.setattr(nano, "fit_strides", fit_strides)
     images = torch.rand(2, 3, *SIZE)
     axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 2: "points"}} if dynamic else None

@@ -2,7 +2,10 @@
 
 import csv
 import pickle
+import sys
+import types
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -145,6 +148,82 @@ def test_detectron2s_pickles_are_read_and_nothing_in_them_is_run(tmp_path) -> No
     path.write_bytes(pickle.dumps({"model": {"backbone.bottom_up.x": Trap()}}))
     with pytest.raises(UserError, match=r"it holds a builtins.print"):
         load_model(path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_mmdetections_checkpoints_are_read(version: int, tmp_path) -> None:
+    from detectors.mmdetection_files import config, fcos
+
+    state, names = fcos(), ("cat", "dog", "cow", "hen", "owl")
+    text = config("FCOS", style="caffe", version=version)
+    new = {"cfg": text, "dataset_meta": {"classes": names, "palette": None}, "experiment_name": "x", "epoch": 12}
+    meta = new if version == 3 else {"config": text, "CLASSES": names, "mmdet_version": "2.28.2", "epoch": 12}
+    path = tmp_path / "epoch_12.pth"
+    torch.save({"meta": meta, "state_dict": state, "optimizer": {"state": {}}}, path)
+    model, _ = load_model(path)
+    assert list(model.names.values()) == list(names)
+    assert torch.equal(model.detector.head.level_scales, torch.tensor([0.8, 0.9, 1.0, 1.1, 1.2]))
+    assert model(torch.rand(1, 3, 64, 64))[0].shape[1] == 4 + 5
+    # A file that names another number of classes than it predicts
+    meta = {**meta, "CLASSES": names[:4], "dataset_meta": {}}
+    torch.save({"meta": meta, "state_dict": state}, path)
+    with pytest.raises(UserError, match="it names 4 classes and predicts 5"):
+        load_model(path)
+
+
+def test_the_log_of_a_training_run_is_passed_over_and_not_run(tmp_path) -> None:
+    from detectors.mmdetection_files import config, retinanet
+
+    package = types.ModuleType("mmengine.logging.history_buffer")
+
+    class HistoryBuffer:  # as mmengine's: arrays, and its own methods in a dict
+        def __init__(self) -> None:
+            self._log_history = np.array([0.5, 1.5])
+            self._count_history = np.array([1, 1])
+            self._set = {"min": HistoryBuffer.smallest}
+
+        def smallest(self) -> float:
+            return float(self._log_history.min())
+
+    for thing, name in ((HistoryBuffer, "HistoryBuffer"), (HistoryBuffer.smallest, "HistoryBuffer.smallest")):
+        thing.__module__, thing.__qualname__ = package.__name__, name
+    package.HistoryBuffer = HistoryBuffer
+    path = tmp_path / "epoch_1.pth"
+    content = {"meta": {"cfg": config("RetinaNet")}, "state_dict": retinanet()}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mmengine", "mmengine.logging", package.__name__):
+            patch.setitem(sys.modules, name, package)
+        torch.save({**content, "message_hub": {"loss": HistoryBuffer()}}, path)
+    assert load_model(path)[0].nc == 5
+
+    class Trap:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    torch.save({**content, "message_hub": Trap()}, path)
+    with pytest.raises(UserError, match="cannot be read as weights alone"):
+        load_model(path)
+
+
+def test_an_fcos_of_mmdetection_teaches(tmp_path, data) -> None:
+    from detectors.mmdetection_files import config, fcos
+
+    path = tmp_path / "teacher.pth"
+    torch.save({"meta": {"cfg": config("FCOS"), "CLASSES": tuple("abcde")}, "state_dict": fcos()}, path)
+    trainer = GIDTrainer(
+        overrides={
+            "model": "fcos_nano",
+            **FAST,
+            "data": str(data),
+            "teacher": str(path),
+            "save_dir": str(tmp_path / "r"),
+        }
+    )
+    trainer.train()
+    with trainer.csv.open() as file:
+        row = next(csv.DictReader(file))
+    assert all(float(row[f"train/{name}"]) > 0 for name in ("feat_loss", "rel_loss", "resp_loss"))
+    assert load_model(trainer.best)[0].yaml["settings"]["centered_points"]  # the teacher's
 
 
 def test_a_foreign_teacher_leaves_the_students_numbers_alone(tmp_path, data) -> None:
