@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gid_yolo.detectors.backbone import Backbone
-from gid_yolo.detectors.box_head import BoxHead, box_head_losses, candidates, final_detections, sample_boxes
+from gid_yolo.detectors.box_head import BoxHead, BoxSamples, box_head_losses, candidates, final_detections, sample_boxes
 from gid_yolo.detectors.detector import Detector
 from gid_yolo.detectors.neck import FPN
 from gid_yolo.detectors.rpn import RPNHead, rpn_losses, select_proposals
@@ -175,6 +175,18 @@ class FasterRCNN(Detector):
             min_score=self.rpn_min_score,
         )
 
+    def samples(
+        self,
+        features: list[Tensor],
+        raw: RawPredictions,
+        targets: Targets,
+        image_size: tuple[int, int],
+        rule: SampleRule,
+    ) -> BoxSamples:
+        """Proposals and objects drawn by `rule`, to train or to distil the second stage's features on."""
+        boxes, valid = candidates(*self.proposals(features, raw, *image_size), targets)
+        return sample_boxes(boxes, valid, targets, random_keys(valid), rule=rule, num_classes=self.num_classes)
+
     def classify(self, features: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, P, C + 1), the background's last, and deltas (B, P, C, 4) of boxes (B, P, 4)."""
         crops = pyramid_roi_align(
@@ -221,10 +233,7 @@ class FasterRCNN(Detector):
             `rpn_cls_loss` and `rpn_box_loss`, see `rpn_losses`; `cls_loss` and `box_loss`, see `box_head_losses`.
         """
         first = rpn_losses(raw, targets, random_keys(raw.logits[..., 0]), rule=self.rpn_rule, beta=self.box_beta)
-        boxes, valid = candidates(*self.proposals(features, raw, *image_size), targets)
-        samples = sample_boxes(
-            boxes, valid, targets, random_keys(valid), rule=self.roi_rule, num_classes=self.num_classes
-        )
+        samples = self.samples(features, raw, targets, image_size, self.roi_rule)
         logits, deltas = self.classify(features, samples.boxes)
         second = box_head_losses(logits, deltas, samples, weights=self.box_weights, beta=self.box_beta)
         return {**first, **second}

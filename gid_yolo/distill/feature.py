@@ -107,6 +107,27 @@ class Adaptation(nn.Module):
         return self.conv(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
 
 
+class PyramidAdaptation(nn.Module):
+    """A linear map of whole levels to the teacher's channels, for the methods that compare maps.
+
+    One for all levels where their channels are equal, else one a level; channels as `GIDLoss` takes them.
+    """
+
+    def __init__(
+        self, student_channels: int | Sequence[int], teacher_channels: int | Sequence[int], kernel_size: int = 1
+    ) -> None:
+        super().__init__()
+        widths = [x if isinstance(x, Sequence) else [x] for x in (student_channels, teacher_channels)]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(s, t, kernel_size, padding=kernel_size // 2) for s, t in zip(*widths, strict=True)
+        )
+
+    def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Map L levels (B, C_s, H_l, W_l) to (B, C_t, H_l, W_l)."""
+        convs = list(self.convs) if len(self.convs) > 1 else [self.convs[0]] * len(pyramid)
+        return [conv(x) for conv, x in zip(convs, pyramid, strict=True)]
+
+
 class LevelAdaptation(nn.Module):
     """Equation 5 with a linear map for each level, for pyramids whose levels differ in channels (YOLO's)."""
 

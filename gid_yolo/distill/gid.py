@@ -140,6 +140,12 @@ class GIDLoss(nn.Module):
         instances = classify(instances, targets)
         return instances if self.types is None else keep_types(instances, self.types)
 
+    @property
+    def term_names(self) -> list[str]:
+        """Names of the terms that are on."""
+        names = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss"}
+        return [names[key] for key, weight in self.weights.items() if weight]
+
     def _adapted(self, pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int]) -> Tensor:
         """The student's crops, (B, K, C_t, h, w)."""
         if isinstance(self.adapt, LevelAdaptation):

@@ -11,6 +11,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from gid_yolo.cfg import CFG_DIR, load_yaml
 from gid_yolo.detectors.build import built_in_limits, model_config
+from gid_yolo.distill.methods import parse_methods
 from gid_yolo.distill.types import parse_types
 from gid_yolo.errors import UserError
 
@@ -18,9 +19,10 @@ _FILE = load_yaml(CFG_DIR / "default.yaml")
 OWN_KEYS = frozenset(_FILE) - frozenset(DEFAULT_CFG_DICT)
 DEFAULTS: dict[str, Any] = {**DEFAULT_CFG_DICT, **_FILE}
 
-_CHOICES = {"distill": ("gid", "none"), "gid_normalize": ("instance", "pixel"), "gid_reduction": ("mean", "sum")}
+_CHOICES = {"gid_normalize": ("instance", "pixel"), "gid_reduction": ("mean", "sum")}
 _NOT_NEGATIVE = (
     *("gid_feature", "gid_relation", "gid_response", "gid_alpha", "gid_beta", "backbone_lr", "teacher_min_ap"),
+    *("fitnet_weight", "fine_grained_weight", "mimicking_weight"),
     *("gid_iou", "ema_decay", "conf", "iou"),
 )
 _POSITIVE_INT = ("gid_roi_size", "gid_adapt_kernel", "gid_top_k", "teacher_sample", "max_det")
@@ -99,6 +101,7 @@ def check_values(args: dict[str, Any]) -> None:
             raise UserError(f"{key}={args[key]} must lie between 0 and 1.")
     try:
         parse_types(str(args.get("gid_types") or "all"))
+        parse_methods(str(args.get("distill") or "none"))
     except ValueError as error:
         raise UserError(str(error)) from error
     sizes = args.get("imgsz") or []

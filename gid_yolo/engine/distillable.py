@@ -13,6 +13,7 @@ from ultralytics.nn.modules import Detect, v10Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.metrics import bbox_iou
 
+from gid_yolo.detectors.faster_rcnn import FasterRCNN
 from gid_yolo.distill.response import ResponseFunctions
 from gid_yolo.engine.detection_model import GIDDetectionModel, Outputs, raw_outputs
 from gid_yolo.errors import UserError, some
@@ -20,8 +21,11 @@ from gid_yolo.ops.anchors import grid_anchors
 from gid_yolo.ops.dfl import decode_dfl
 from gid_yolo.ops.losses import soft_bce
 from gid_yolo.ops.points import points_inside
-from gid_yolo.ops.structures import RawPredictions
+from gid_yolo.ops.sample import SampleRule
+from gid_yolo.ops.structures import RawPredictions, Targets
 
+# What mimicking compares at: the proportion that Faster R-CNN trains with, in a number that whole crops allow
+MIMIC_RULE = SampleRule(positive_iou=0.5, negative_iou=0.5, count=64, positive_share=0.25)
 YOLO_HEADS = (Detect, v10Detect)  # not their subclasses, which do more than detect
 
 
@@ -55,6 +59,12 @@ class Distillable(ABC):
     @abstractmethod
     def detections(self, images: Tensor) -> Tensor:
         """Detections in Ultralytics' layout, of a model in evaluation mode."""
+
+    def proposals(
+        self, features: list[Tensor], raw: RawPredictions, targets: Targets, image_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """A sample of proposals of a two-stage model, (B, N, 4) without a graph, and (B, N) True for real ones."""
+        raise NotImplementedError(f"a {self.family} has no proposals.")
 
     @abstractmethod
     def loss_scale(self, batch: dict[str, Any]) -> float:
@@ -149,6 +159,16 @@ class OwnDetector(Distillable):
     def detections(self, images: Tensor) -> Tensor:
         """Detections of the detector."""
         return self.model.detector(images)
+
+    @torch.no_grad()
+    def proposals(
+        self, features: list[Tensor], raw: RawPredictions, targets: Targets, image_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Of Faster R-CNN: positives and negatives in the proportion of its own training, but fewer."""
+        if not isinstance(self.model.detector, FasterRCNN):
+            return super().proposals(features, raw, targets, image_size)
+        samples = self.model.detector.samples(features, raw.detach(), targets, image_size, MIMIC_RULE)
+        return samples.boxes, samples.valid
 
     def loss_scale(self, batch: dict[str, Any]) -> float:
         """B / nbs, see `GIDDetectionModel.loss`."""

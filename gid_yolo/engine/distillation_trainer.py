@@ -15,12 +15,12 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo._version import __version__
-from gid_yolo.distill import GIDLoss
 from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
 from gid_yolo.engine.config import check_keys, check_values
-from gid_yolo.engine.distillable import distillable, share_levels
+from gid_yolo.engine.distillable import distillable
+from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.figure4 import Figure4
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
 from gid_yolo.engine.teacher import share_classes
@@ -175,21 +175,7 @@ class DistillationTrainer(DetectionTrainer):
                 f"then {before}): put the old file back, or start a new run."
             )
         student.record["teacher_fingerprint"] = digest
-        args, views = self.args, (distillable(student), distillable(teacher))
-        projector = GIDLoss(
-            *share_levels(*views).channels(*views),
-            top_k=args.gid_top_k,
-            iou_threshold=args.gid_iou,
-            weights={"feature": args.gid_feature, "relation": args.gid_relation, "response": args.gid_response},
-            alpha=args.gid_alpha,
-            beta=args.gid_beta,
-            roi_size=args.gid_roi_size,
-            feature_normalize=args.gid_normalize,
-            relation_reduction=args.gid_reduction,
-            adapt_kernel=args.gid_adapt_kernel,
-            types=args.gid_types,
-            aligned=preflight.check_alignment(teacher, student, response=bool(args.gid_response)),
-        )
+        projector, args = make_projector(self.args, student, teacher), self.args
         if self.adaptation_state is not None:
             projector.load_state_dict(self.adaptation_state)
         classes = [args.classes] if isinstance(args.classes, int) else args.classes
@@ -226,14 +212,11 @@ class DistillationTrainer(DetectionTrainer):
                 unwrap_model(self.model).probe = {}
                 self.add_callback("on_train_batch_end", preflight.check_finite)
                 self.add_callback("on_train_batch_end", preflight.first_step)
+            if self.distilling and unwrap_model(self.model).projector.gid is not None:
                 counts = InstanceCounts(self.save_dir / "gi_types.csv")
-                for event, method in (
-                    ("epoch_start", counts.start),
-                    ("batch_end", counts.add),
-                    ("epoch_end", counts.write),
-                ):
-                    self.add_callback(f"on_train_{event}", method)
-
+                self.add_callback("on_train_epoch_start", counts.start)
+                self.add_callback("on_train_batch_end", counts.add)
+                self.add_callback("on_train_epoch_end", counts.write)
                 if every := self.args.gid_visualize_every:
                     drawer = Figure4(self.save_dir / "gi", every)
                     self.add_callback("on_train_epoch_start", drawer.start)

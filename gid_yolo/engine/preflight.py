@@ -114,26 +114,36 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
     classes = (
         f"{teacher.nc} classes, the student's" if model.shared is None else _mapping(teacher, student, model.shared)
     )
-    terms = ", ".join(f"{name} x {weight:g}" for name, weight in model.projector.weights.items() if weight)
     return [
         ("teacher", f"{_describe(original)}, {args.teacher}"),
         ("teacher tensors", f"{loaded} of {wanted} loaded; frozen, evaluation mode"),
         ("teacher accuracy", f"mAP {columns['mAP']:.1f}, AP50 {columns['AP50']:.1f} on {images} validation images"),
         ("teacher classes", classes),
         ("aligned", _alignment(trainer, model)),
-        ("distillation", f"K = {model.projector.top_k}, {terms or 'ALL TERMS OFF'}"),
+        ("distillation", _methods(model)),
     ]
 
 
 def _alignment(trainer: DistillationTrainer, model: TeacherStudentModel) -> str:
     size = trainer.args.imgsz
     reason = misalignment(model.teacher_model, model.student_model, size)
-    if model.projector.aligned:
+    if model.projector.gid is None or model.projector.gid.aligned:
         if reason:
             raise UserError(f"{reason} at {size} px, although they are aligned at 128 px: use another imgsz.")
         return f"R = {len(_priors(model.student_model, size))} predictions at {size} px, same anchors"
     strides = ", ".join(map(str, model.levels.strides))
     return f"NO, {reason}: instances are paired by overlap, features compared at strides {strides}"
+
+
+def _methods(model: TeacherStudentModel) -> str:
+    methods = []
+    if (gid := model.projector.gid) is not None:
+        terms = ", ".join(f"{name} x {weight:g}" for name, weight in gid.weights.items() if weight)
+        methods.append(f"GID, K = {gid.top_k}, {terms or 'ALL TERMS OFF'}")
+    for name in ("fitnet", "fine_grained", "mimicking"):
+        if (method := getattr(model.projector, name)) is not None:
+            methods.append(f"{name} x {method.weight:g}")
+    return "; ".join(methods)
 
 
 def _mapping(teacher: DetectionModel, student: DetectionModel, shared: SharedClasses) -> str:

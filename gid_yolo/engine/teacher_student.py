@@ -13,7 +13,7 @@ from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import copy_attr
 
-from gid_yolo.distill import GIDLoss
+from gid_yolo.distill.methods import Distillation
 from gid_yolo.distill.types import count_types
 from gid_yolo.engine.detection_model import batch_targets
 from gid_yolo.engine.distillable import Distillable, distillable, share_levels
@@ -33,7 +33,7 @@ class TeacherStudentModel(DistillationModel):
     Args:
         student: The model to train, ours or a YOLO detector.
         teacher: The trained model; frozen here.
-        projector: The distillation loss with its adaptation layer (Ultralytics' name for it).
+        projector: The distillation losses with their adaptation layers (Ultralytics' name for it).
         shared: The classes whose scores are compared; None for all.
     """
 
@@ -41,7 +41,7 @@ class TeacherStudentModel(DistillationModel):
         self,
         student: DetectionModel,
         teacher: DetectionModel,
-        projector: GIDLoss,
+        projector: Distillation,
         shared: SharedClasses | None = None,
     ) -> None:
         nn.Module.__init__(self)  # DistillationModel's own wants a YOLO head
@@ -96,7 +96,7 @@ class TeacherStudentModel(DistillationModel):
             preds = student(batch["img"])
         loss, items = student.loss(batch, preds)
         if not self.training:
-            return loss, {**items, **{name: loss.new_zeros(()) for name in (*self.term_names, *COUNT_NAMES)}}
+            return loss, {**items, **{name: loss.new_zeros(()) for name in (*self.term_names, *self.count_names)}}
         if self.views is None:
             raise RuntimeError("this copy of the model has no teacher, so it cannot train.")
         teacher_view, view = self.views
@@ -106,7 +106,7 @@ class TeacherStudentModel(DistillationModel):
         self.finite, self.files = torch.stack([teacher_raw.is_finite, raw.is_finite]), batch.get("im_file", ())
         of_student, of_teacher = self.class_index or (None, None)
         teacher_raw, raw = teacher_raw.select_classes(of_teacher), raw.select_classes(of_student)
-        targets = batch_targets(batch)
+        targets, size = batch_targets(batch), tuple(batch["img"].shape[-2:])
         terms, self.instances = self.projector(
             [teacher_features[i] for i in self.levels.teacher],
             [features[i] for i in self.levels.student],
@@ -114,24 +114,30 @@ class TeacherStudentModel(DistillationModel):
             raw,
             functions=view.functions,
             strides=self.levels.strides,
-            image_size=tuple(batch["img"].shape[-2:]),
+            image_size=size,
             targets=targets,
+            proposals=lambda: view.proposals(features, raw, targets, size),
         )
-        if self.sketch is not None:
-            shapes = [tuple(x.shape[-2:]) for x in features] if self.projector.aligned else None
+        counts = {} if self.instances is None else count_types(self.instances)
+        if self.sketch is not None and (gid := self.projector.gid) is not None:
+            shapes = [tuple(x.shape[-2:]) for x in features] if gid.aligned else None
             self.sketch = batch["img"], (teacher_raw, raw.detach()), self.instances, targets, shapes
-        counts = dict(zip(COUNT_NAMES, count_types(self.instances).values(), strict=True))
         scale = view.loss_scale(batch)
         if self.probe is not None:
             self.probe = probe_terms({"task": loss.sum() / scale, **terms}, features)
         total = loss.sum() + sum(terms.values()) * scale
-        return total, {**items, **{name: value.detach() for name, value in terms.items()}, **counts}
+        logged = {name: value.detach() for name, value in terms.items()}
+        return total, {**items, **logged, **{f"gi_{name}": value for name, value in counts.items()}}
 
     @property
     def term_names(self) -> list[str]:
         """Names of the distillation terms that are on."""
-        names = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss"}
-        return [names[key] for key, weight in self.projector.weights.items() if weight]
+        return self.projector.term_names
+
+    @property
+    def count_names(self) -> tuple[str, ...]:
+        """Names of the counts of general instances, where there are any."""
+        return () if self.projector.gid is None else COUNT_NAMES
 
     @property
     def criterion(self) -> Any:

@@ -39,7 +39,8 @@ def test_a_word_that_is_no_argument(capsys):
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("distill=kd", "distill=kd is unknown: choose from gid, none"),
+        ("distill=kd", "distill=kd names kd: give none, or some of gid, fitnet"),
+        ("fitnet_weight=-1", "fitnet_weight=-1 must be a number that is not negative"),
         ("gid_types=positive", "gid_types=positive names positive: give all, gt, or some of pos, semi, neg"),
         ("gid_top_k=0", "gid_top_k=0 must be a whole number of at least 1"),
         ("gid_top_k=2.5", "gid_top_k=2.5 must be a whole number"),

@@ -81,7 +81,7 @@ def test_an_interrupted_run_resumes(data, teachers, tmp_path) -> None:
     seen = {}
     again.add_callback("on_train_start", lambda t: seen.update(t.model.projector.state_dict()))
     again.train()
-    assert not again.model.projector.aligned
+    assert not again.model.projector.gid.aligned
     assert seen.keys() == saved.projector.state_dict().keys()
 
 
