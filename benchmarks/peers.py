@@ -10,6 +10,7 @@ torchvision's are compared always. For detectron2's its source is enough, withou
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,16 @@ def torchvision_model(name: str) -> nn.Module:
         predictor = model.roi_heads.box_predictor
         layers = (model.rpn.head.cls_logits, model.rpn.head.bbox_pred, predictor.cls_score, predictor.bbox_pred)
         for layer, deviation in zip(layers, (2.0, 0.3, 3.0, 1.0), strict=True):
-            spread(layer, deviation, model)
+            spread(layer, deviation, lambda: model([torch.rand(3, HEIGHT, WIDTH)]))
     return model
 
 
-def spread(layer: Any, deviation: float, model: nn.Module) -> None:
-    """Scale a last layer so that its outputs deviate, as they do after training: equal scores have no order."""
+def spread(layer: Any, deviation: float, run: Callable[[], Any]) -> None:
+    """Scale a last layer so that its outputs in a run deviate, as after training: equal scores have no order."""
     outputs: list[Tensor] = []
     handle = layer.register_forward_hook(lambda module, args, output: outputs.append(output.flatten()))
     with torch.no_grad():
-        model([torch.rand(3, HEIGHT, WIDTH)])
+        run()
         layer.weight.mul_(deviation / torch.cat(outputs).std())
     handle.remove()
 
@@ -90,9 +91,16 @@ def torchvision_outputs(model: Any, images: Tensor) -> tuple[dict[str, Tensor], 
 def row(name: str, ours: Any, images: Tensor, expected: dict[str, Tensor], pyramid: list[Tensor], final: str) -> str:
     """One line of the table."""
     features, raw = ours.raw(images)
-    cells = [f"{max(relative(a, b) for a, b in zip(features, pyramid, strict=True)):.1e}"]
     values = {"anchors": raw.priors, "logits": raw.logits, "deltas": raw.regression}
-    cells += [f"{relative(values[key], expected[key]):.1e}" for key in ("anchors", "logits", "deltas")]
+    return line(name, (features, pyramid), values, expected, final)
+
+
+def line(
+    name: str, pyramids: tuple[Any, Any], values: dict[str, Tensor], expected: dict[str, Tensor], final: str
+) -> str:
+    """A name, the differences of the pyramids and of the values, and the final detections."""
+    cells = [f"{max(relative(a, b) for a, b in zip(*pyramids, strict=True)):.1e}"]
+    cells += [f"{relative(values[key], expected[key]):.1e}" for key in values]
     return f"| {name} | " + " | ".join([*cells, final]) + " |"
 
 

@@ -29,7 +29,7 @@ PRIOR_SETTINGS = (
     "aspect_ratios",
     "whole_anchors",
     "fit_strides",
-    "centered_points",
+    "point_offset",
 )
 
 

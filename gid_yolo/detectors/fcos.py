@@ -17,7 +17,7 @@ from gid_yolo.detectors.neck import FPN
 from gid_yolo.ops.anchors import cell_anchors, grid_anchors
 from gid_yolo.ops.decode import dense_detections
 from gid_yolo.ops.losses import giou_loss, soft_bce
-from gid_yolo.ops.points import centerness_target, decode_ltrb, match_points, points_inside
+from gid_yolo.ops.points import centerness_target, decode_log_ltrb, decode_ltrb, match_points, points_inside
 from gid_yolo.ops.structures import RawPredictions, Targets
 
 
@@ -30,11 +30,12 @@ class FCOSHead(nn.Module):
         num_convs: Convolutions of each tower.
         norm: None or `gn`.
         prior: Class probability of every point at the start (focal loss paper, section 3.3).
-        strides: Pixels per cell of each level.
-        level_scales: A learned factor of the distances for each level.
-        distances: `relu`, in strides, or `exp`, in pixels.
-        centerness_on: The tower that centre-ness stands on, `box` or `cls`.
+        centerness_from: `reg` or `cls`, the tower that the centre-ness stands on.
+        box_coding: `relu` or `exp`, see `FCOS`.
+        num_scales: Levels whose box outputs are multiplied by a learnt number each; 0 for none.
     """
+
+    centerness_on_cls, relu, num_scales = False, True, 0  # of heads in checkpoints that were pickled without them
 
     def __init__(
         self,
@@ -44,18 +45,16 @@ class FCOSHead(nn.Module):
         num_convs: int,
         norm: str | None,
         prior: float,
-        strides: Sequence[int],
-        level_scales: bool,
-        distances: str,
-        centerness_on: str,
+        centerness_from: str = "reg",
+        box_coding: str = "relu",
+        num_scales: int = 0,
     ) -> None:
         super().__init__()
-        if distances not in {"relu", "exp"}:
-            raise ValueError(f"distances={distances} must be relu or exp.")
-        if centerness_on not in {"box", "cls"}:
-            raise ValueError(f"centerness_on={centerness_on} must be box or cls.")
-        self.strides, self.distances, self.centerness_on = tuple(strides), distances, centerness_on
-        self.level_scales = nn.Parameter(torch.ones(len(self.strides))) if level_scales else None  # FCOS, section 3.2
+        if centerness_from not in {"reg", "cls"}:
+            raise ValueError(f"centerness_from={centerness_from} must be reg or cls.")
+        if box_coding not in {"relu", "exp"}:
+            raise ValueError(f"box_coding={box_coding} must be relu or exp.")
+        self.centerness_on_cls, self.relu = centerness_from == "cls", box_coding == "relu"
         self.cls_tower = tower(channels, num_convs, norm, bias=True)  # biases before a norm too, as in torchvision
         self.reg_tower = tower(channels, num_convs, norm, bias=True)
         self.cls_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
@@ -63,27 +62,26 @@ class FCOSHead(nn.Module):
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
         initialise(self, norm, [self.cls_tower, self.reg_tower])
         self.cls_logits.bias = prior_bias(num_classes, prior)
+        self.num_scales = num_scales
+        if num_scales:
+            self.scales = nn.Parameter(torch.ones(num_scales))
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Map the pyramid to (B, R, C) logits, (B, R, 4) distances and (B, R) centre-ness logits.
 
-        R is in the order level, row, column. The distances are in strides and not negative.
+        R is in the order level, row, column. The distances are in strides and not negative; with the coding `exp` they
+        are the logarithms of pixels.
         """
         logits, ltrb, centerness = [], [], []
         for level, x in enumerate(features):
             cls, box = self.cls_tower(x), self.reg_tower(x)
             logits.append(per_location(self.cls_logits(cls), self.cls_logits.out_channels))
-            ltrb.append(self._distances(per_location(self.box_ltrb(box), 4), level))
-            centerness.append(per_location(self.centerness(cls if self.centerness_on == "cls" else box), 1)[..., 0])
+            distance = self.box_ltrb(box)
+            if self.num_scales:
+                distance = distance * self.scales[level]
+            ltrb.append(per_location(F.relu(distance) if self.relu else distance, 4))
+            centerness.append(per_location(self.centerness(cls if self.centerness_on_cls else box), 1)[..., 0])
         return torch.cat(logits, dim=1), torch.cat(ltrb, dim=1), torch.cat(centerness, dim=1)
-
-    def _distances(self, x: Tensor, level: int) -> Tensor:
-        """(B, H_l W_l, 4) distances in strides."""
-        if self.level_scales is not None:
-            x = x * self.level_scales[level]
-        if self.distances == "exp":
-            return x.float().exp() / self.strides[level]  # half precision ends at exp(11)
-        return F.relu(x)
 
 
 class FCOS(Detector):
@@ -94,14 +92,16 @@ class FCOS(Detector):
         num_classes: Classes C.
         fpn_channels: Width of the pyramid and of the towers.
         p6_from: `p5` or `c5`, see `FPN`.
-        p7_relu: See `FPN`.
+        p7_relu: A ReLU between P6 and P7, see `FPN`.
         num_convs: Convolutions of each tower.
         head_norm: None or `gn`.
-        level_scales: A learned factor of the distances for each level, as in the paper.
-        distances: How the head codes distances: `relu`, in strides, or `exp`, in pixels, the paper's.
-        centerness_on: The tower that centre-ness stands on: `box`, or `cls`, the paper's.
-        centered_points: Points in the middle of their cells, the paper's, in place of their corners.
         fit_strides: Step points by image size over map size, as torchvision's models do, see `grid_anchors`.
+        point_offset: Place of a cell's point, in strides right of and below the cell's index times the stride: 0 is
+            torchvision's, 0.5 the paper's and mmdetection's.
+        box_coding: `relu` (distances in strides) or `exp` (the exponential gives pixels, as in the paper).
+        level_scales: A learnt number for each level that its box outputs are multiplied by, as in the paper.
+        centerness_from: `reg` or `cls`, the tower that the centre-ness stands on; the paper's is `cls`.
+        sqrt_score: Score detections by sqrt(probability * centre-ness); False takes the product, as mmdetection does.
         center_radius: Half the side of the region around a box's centre whose points are positive, in strides.
         level_ranges: Bounds of max(l, t, r, b) on a level, in strides; None is the paper's (4, 8): P3 up to 64 px, P4
             from there to 128 px, and so on to P7 over 512 px. Half of it suits images of half the usual 800 px.
@@ -113,6 +113,7 @@ class FCOS(Detector):
     strides = (8, 16, 32, 64, 128)
     family = "fcos"
     cells: Tensor
+    exp_coding, sqrt_score = False, True  # of detectors in checkpoints that were pickled without them
 
     def __init__(
         self,
@@ -124,11 +125,12 @@ class FCOS(Detector):
         p7_relu: bool = True,
         num_convs: int = 4,
         head_norm: str | None = "gn",
-        level_scales: bool = False,
-        distances: str = "relu",
-        centerness_on: str = "box",
-        centered_points: bool = False,
         fit_strides: bool = False,
+        point_offset: float = 0.0,
+        box_coding: str = "relu",
+        level_scales: bool = False,
+        centerness_from: str = "reg",
+        sqrt_score: bool = True,
         center_radius: float = 1.5,
         level_ranges: Sequence[float] | None = None,
         focal_alpha: float = 0.25,
@@ -145,20 +147,20 @@ class FCOS(Detector):
             raise ValueError(f"level_ranges={level_ranges} must be two rising numbers of strides, or null for [4, 8].")
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         # (L, 1, 4) a square of one stride for every point, see ops.points; no part of the weights
-        cells = [cell_anchors([stride], [1.0]) + centered_points * stride / 2 for stride in self.strides]
+        cells = [cell_anchors([stride], [1.0]) + point_offset * stride for stride in self.strides]
         self.register_buffer("cells", torch.stack(cells), persistent=False)
         self.backbone = backbone
         self.neck = FPN(backbone.channels, fpn_channels, p6_from=p6_from, p7_relu=p7_relu)
+        self.exp_coding, self.sqrt_score = box_coding == "exp", sqrt_score
         self.head = FCOSHead(
             fpn_channels,
             num_classes,
             num_convs=num_convs,
             norm=head_norm,
             prior=prior,
-            strides=self.strides,
-            level_scales=level_scales,
-            distances=distances,
-            centerness_on=centerness_on,
+            centerness_from=centerness_from,
+            box_coding=box_coding,
+            num_scales=len(self.strides) if level_scales else 0,
         )
 
     def raw(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:
@@ -168,12 +170,13 @@ class FCOS(Detector):
         height, width = images.shape[-2:]
         fit_to = (height, width) if self.fit_strides else None
         points = grid_anchors(self.cells, features, self.strides, fit_to=fit_to)
-        return features, RawPredictions(logits, ltrb, points, decode_ltrb, centerness)
+        decoder = decode_log_ltrb if self.exp_coding else decode_ltrb
+        return features, RawPredictions(logits, ltrb, points, decoder, centerness, self.sqrt_score)
 
     def detections(
         self, features: list[Tensor], raw: RawPredictions, height: int | Tensor, width: int | Tensor
     ) -> Tensor:
-        """Detections (B, 4 + C, R): xywh in pixels and sqrt(probability * centre-ness), NMS left to the caller."""
+        """Detections (B, 4 + C, R): xywh in pixels and confidences (see `sqrt_score`), NMS left to the caller."""
         return dense_detections(raw, height, width)
 
     def loss(

@@ -59,7 +59,7 @@ class RetinaNet(Detector):
         num_classes: Classes C.
         fpn_channels: Width of the pyramid and of the towers.
         p6_from: `p5` or `c5`, see `FPN`.
-        p7_relu: See `FPN`.
+        p7_relu: A ReLU between P6 and P7, see `FPN`.
         num_convs: Convolutions of each tower.
         head_norm: None or `gn`.
         anchor_scale: Size of the smallest anchor over its level's stride (4 gives 32 px on P3, the paper's).

@@ -94,7 +94,7 @@ def load_model(path: str | Path, role: str = "model") -> tuple[DetectionModel, d
 
     Args:
         path: A `.pt` file that gid-yolo's trainer wrote, or Ultralytics' for a YOLO detector; or a file of
-            torchvision's or detectron2's weights (`.pth`, `.pkl`).
+            torchvision's, detectron2's or mmdetection's weights (`.pth`, `.pkl`).
         role: What the file is for (`model`, `teacher`), to name it in an error.
 
     Returns:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ from torch import nn
 
 from gid_yolo.detectors.convert import Converted, convert_torchvision
 from gid_yolo.detectors.convert.detectron2 import convert_detectron2, is_detectron2
-from gid_yolo.detectors.convert.mmdetection import class_names as mmdetection_names
-from gid_yolo.detectors.convert.mmdetection import convert_mmdetection, is_mmdetection
+from gid_yolo.detectors.convert.mmdetection import convert_mmdetection, is_mmdetection, mmdetection_names
 from gid_yolo.detectors.convert.torchvision_checkpoint import (
     CATEGORIES,
     class_names,
@@ -29,24 +29,28 @@ SUFFIXES = (".pth", ".pkl")
 COCO = [name for name in CATEGORIES[1:] if name != "N/A"]  # its 80 classes in their order
 UNNAMED = "class {}"  # of classes whose names the file does not hold
 UNNAMED_LABEL = "label {}"  # likewise, where label 0 may be nothing's
+# What mmdetection 3.x saves beside the weights is made of these; they are read as `_Inert`
+INERT_PACKAGES = ("mmengine", "mmcv", "mmdet", "numpy")
+INERT_NAMES = ("builtins.getattr",)  # by which the history of its log names its methods
 
 
 def load_foreign(path: Path, role: str) -> GIDDetectionModel:
-    """A detector from a file of weights of torchvision, detectron2 or mmdetection.
+    """A detector from a file of torchvision's, detectron2's or mmdetection's weights.
 
     Files are state dicts, alone or under `model` or `state_dict`; detectron2's `.pkl` hold arrays, mmdetection's files
-    their configuration. Nothing in a file is run. Classes have the names in the file, or COCO's where they are as many
-    as COCO's, else numbers in their order.
+    their configuration under `meta`. Nothing in a file is run. Classes have the names in the file, else COCO's where
+    they are as many, else numbers in their order.
 
     Raises:
         UserError: The file cannot be read, or matches no known detector, or one only in part.
     """
     try:
-        content = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_tensors(path)
+        content = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_torch(path)
     except (RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{role}={path} cannot be read as weights alone ({type(error).__name__}: {_line(error)}): "
-            "save the state dict, torch.save(model.state_dict(), path)."
+            "save the state dict alone, torch.save(model.state_dict(), path), and of mmdetection's files the meta too, "
+            "torch.save({'meta': file['meta'], 'state_dict': file['state_dict']}, path)."
         ) from error
     state = _state_dict(content)
     try:
@@ -58,21 +62,21 @@ def load_foreign(path: Path, role: str) -> GIDDetectionModel:
             converted = convert_detectron2(state)
             names, pattern = COCO if converted.config["nc"] == len(COCO) else None, UNNAMED
         elif is_mmdetection(state):
-            meta = content.get("meta") or {}
-            converted, pattern = convert_mmdetection(state, meta), UNNAMED
-            names = mmdetection_names(meta) or (COCO if converted.config["nc"] == len(COCO) else None)
-            if names and len(names) != converted.config["nc"]:
-                raise ValueError(f"it names {len(names)} classes and predicts {converted.config['nc']}.")
+            meta = content["meta"] if isinstance(content.get("meta"), Mapping) else {}
+            converted = convert_mmdetection(state, meta)
+            count = converted.config["nc"]
+            names, pattern = mmdetection_names(meta, count) or (COCO if count == len(COCO) else None), UNNAMED
         else:
             raise UserError(
-                f"{role}={path} holds {len(state)} tensors, but not by the names of the detectors of torchvision, "
-                "detectron2 or mmdetection: give a file of a RetinaNet, FCOS or Faster R-CNN, or a checkpoint of "
+                f"{role}={path} holds {len(state)} tensors, but not by the names of torchvision's, detectron2's or "
+                "mmdetection's detectors: give a file of a RetinaNet, FCOS or Faster R-CNN, or a checkpoint of "
                 "gid-train."
             )
         return _model(converted, names or [pattern.format(i) for i in range(converted.config["nc"])], path)
     except UserError:
         raise
-    except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:  # names and shapes of any kind
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        # Names, shapes and configurations of any kind
         raise UserError(f"{role}={path} cannot be used: {_line(error)}") from error
 
 
@@ -86,20 +90,33 @@ def _model(converted: Converted, names: list[str], path: Path) -> GIDDetectionMo
 
 
 class _Inert:
-    """Stands for an object that is of no use here: its state is kept, nothing of it runs."""
+    """Stands for any object of a library in a file of weights: it takes what it is given and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
 
 
-def _nothing(*args: Any) -> None:
-    """Stands for a function that a file would have called."""
-
-
-def _read_tensors(path: Path) -> Any:
-    """The contents of a `.pth`: tensors, plain values and arrays; the log that mmengine adds is passed over."""
-    rebuild = np.zeros(0).__reduce__()[0]  # what arrays are unpickled with
-    allowed: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4"))]
-    allowed += [(rebuild, f"numpy.{package}.multiarray._reconstruct") for package in ("core", "_core")]
-    allowed += [(_Inert, "mmengine.logging.history_buffer.HistoryBuffer"), (_nothing, "builtins.getattr")]
-    with torch.serialization.safe_globals(allowed):
+def _read_torch(path: Path) -> Any:
+    """The contents of a file of `torch.save`: tensors and plain values, and `_Inert` in place of a few objects."""
+    try:
+        return torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if not zipfile.is_zipfile(path):  # of the older format, whose names cannot be listed without reading it
+            raise
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if others := [x for x in names if x.partition(".")[0] not in INERT_PACKAGES and x not in INERT_NAMES]:
+        raise pickle.UnpicklingError(f"it holds a {others[0]}")
+    inert: list[Any] = [(_Inert, name) for name in names]
+    with torch.serialization.safe_globals(inert):
         return torch.load(path, "cpu", weights_only=True)
 
 

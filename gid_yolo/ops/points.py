@@ -14,6 +14,9 @@ from torch import Tensor
 
 from gid_yolo.ops.assign import BACKGROUND
 
+# Of a distance in pixels: no image is as large, and its exponential keeps boxes and their areas finite in float32
+MAX_LOG_DISTANCE = math.log(1e5)
+
 
 def ltrb_distances(boxes: Tensor, priors: Tensor) -> Tensor:
     """(..., 4) pixels from the priors' centres to the left, top, right and bottom of boxes, in at least float32.
@@ -33,6 +36,12 @@ def encode_ltrb(boxes: Tensor, priors: Tensor) -> Tensor:
 def decode_ltrb(ltrb: Tensor, priors: Tensor) -> Tensor:
     """Invert `encode_ltrb`: (..., R, 4) on (R, 4) priors to xyxy boxes in pixels, in at least float32."""
     distance, point = _wide(ltrb) * _sides(priors), _centres(_wide(priors))
+    return torch.cat([point - distance[..., :2], point + distance[..., 2:]], dim=-1)
+
+
+def decode_log_ltrb(logs: Tensor, priors: Tensor) -> Tensor:
+    """(..., R, 4) logarithms of `ltrb_distances` (FCOS, section 3.1) on (R, 4) priors to xyxy boxes in pixels."""
+    distance, point = _wide(logs).clamp(max=MAX_LOG_DISTANCE).exp(), _centres(_wide(priors))
     return torch.cat([point - distance[..., :2], point + distance[..., 2:]], dim=-1)
 
 

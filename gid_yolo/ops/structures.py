@@ -21,6 +21,7 @@ class RawPredictions:
         priors: (R, 4) xyxy anchors in input pixels, the same for every image of the batch.
         decoder: Maps (regression, priors) to (B, R, 4) xyxy boxes in input pixels.
         centerness: (B, R) logits of FCOS' centre-ness; None for other detectors.
+        sqrt_score: Confidences with a centre-ness are the root of the product, not the product.
     """
 
     logits: Tensor
@@ -28,6 +29,7 @@ class RawPredictions:
     priors: Tensor
     decoder: BoxDecoder
     centerness: Tensor | None = None
+    sqrt_score: bool = True
 
     @property
     def scores(self) -> Tensor:
@@ -36,10 +38,11 @@ class RawPredictions:
 
     @property
     def confidences(self) -> Tensor:
-        """(B, R, C) what detections are ranked by: the scores, or sqrt(score * centre-ness) where there is one."""
+        """(B, R, C) what detections are ranked by: the scores, times the centre-ness where there is one."""
         if self.centerness is None:
             return self.scores
-        return (self.scores * self.centerness.to(self.scores.dtype).sigmoid()[..., None]).sqrt()
+        product = self.scores * self.centerness.to(self.scores.dtype).sigmoid()[..., None]
+        return product.sqrt() if self.sqrt_score else product
 
     @property
     def boxes(self) -> Tensor:

@@ -1,188 +1,529 @@
+"""mmdetection's names, shapes and arithmetic, written down here from its source.
+
+`benchmarks/peers_mmdetection.py` compares with the library.
+"""
+
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from detectors.mmdetection_files import BLOCKS, CLASSES, MAKERS, NORMALISATION, config, fcos, retinanet
+from torch import Tensor
+from torchvision.ops import roi_align
 
-from gid_yolo.detectors.convert.detectron2 import is_detectron2
-from gid_yolo.detectors.convert.mmdetection import class_names, convert_mmdetection, is_mmdetection
-from gid_yolo.detectors.convert.mmdetection_config import normalisation, read_config
-from gid_yolo.detectors.convert.torchvision_checkpoint import is_torchvision
+from gid_yolo.detectors.convert.mmdetection import convert_mmdetection, is_mmdetection, mmdetection_names
+from gid_yolo.detectors.convert.mmdetection_config import read_config
+from gid_yolo.errors import UserError
 
-
-@pytest.mark.parametrize("kind", sorted(MAKERS))
-@pytest.mark.parametrize("depth", sorted(BLOCKS))
-@pytest.mark.parametrize("style", sorted(NORMALISATION))
-def test_every_tensor_finds_its_place(kind: str, depth: int, style: str) -> None:
-    state = MAKERS[kind](depth)
-    assert is_mmdetection(state)
-    assert not is_torchvision(state)
-    assert not is_detectron2(state)
-    detector = convert_mmdetection(dict(state), {"cfg": config(kind, depth, style)}).build()
-    own = {key: value for key, value in detector.state_dict().items() if not key.endswith("num_batches_tracked")}
-    weights = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    added = 8 * 256 if kind == "FCOS" else 0  # biases before GroupNorm, zeros
-    assert sum(v.numel() for v in own.values()) == sum(v.numel() for v in weights.values()) + added
-    assert detector.backbone.name == f"resnet{depth}"
-    assert detector.num_classes == CLASSES
-    # Images come as RGB in [0, 1]
-    mean, std, rgb = NORMALISATION[style]
-    filters = state["backbone.conv1.weight"]
-    assert torch.equal(own["backbone.body.conv1.weight"], filters if rgb else filters[:, [2, 1, 0]])
-    assert detector.backbone.mean.flatten().tolist() == pytest.approx([x / 255 for x in (mean if rgb else mean[::-1])])
-    assert detector.backbone.std.flatten().tolist() == pytest.approx([x / 255 for x in std])
-    block = detector.backbone.body.layer2[0]
-    strides = ((2, 2), (1, 1)) if style == "caffe" else ((1, 1), (2, 2))
-    assert (block.conv1.stride, block.conv2.stride) == strides
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+CLASSES, WIDTH = 5, 64
+STRIDES = [8, 16, 32, 64, 128]
+RGB = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+BGR = ([102.9801, 115.9465, 122.7717], [1.0, 1.0, 1.0])
+DELTAS = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0, 0.0, 0.0, 0.0]}
+State = dict[str, Tensor]
 
 
-def test_retinanets_pyramid_has_no_relu_before_p7() -> None:
-    state = retinanet()
-    detector = convert_mmdetection(dict(state), {"cfg": config("RetinaNet")}).build().eval()
-    images = torch.rand(1, 3, 128, 128)
-    c5 = detector.backbone(images)[-1]
-    p6 = F.conv2d(c5, state["neck.fpn_convs.3.conv.weight"], state["neck.fpn_convs.3.conv.bias"], 2, 1)
-    p7 = F.conv2d(p6, state["neck.fpn_convs.4.conv.weight"], state["neck.fpn_convs.4.conv.bias"], 2, 1)
-    features, raw = detector.raw(images)
-    torch.testing.assert_close(features[3], p6)
-    torch.testing.assert_close(features[4], p7)
-    assert (p6 < 0).any()  # so that a ReLU would show
-    # Anchors by ratio, then size: on P3 w = 32 * 2^(size / 3) / sqrt(h / w), h = w * ratio, around (0, 0), unrounded
-    for size in range(3):
-        for i, ratio in enumerate((0.5, 1.0, 2.0)):
-            w = 32 * 2 ** (size / 3) / math.sqrt(ratio)
-            box = [-w / 2, -w * ratio / 2, w / 2, w * ratio / 2]
-            assert raw.priors[3 * i + size].tolist() == pytest.approx(box, rel=1e-5)
+# Tensors --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-@pytest.mark.parametrize("on_box", [False, True])
-@torch.no_grad()
-def test_fcos_head_equals_its_definition(normalised: bool, on_box: bool) -> None:
-    state = {key: value * 0.1 if "conv_reg" in key else value for key, value in fcos().items()}
-    text = config("FCOS").replace(
-        "type='FCOSHead'", f"type='FCOSHead', norm_on_bbox={normalised}, centerness_on_reg={on_box}"
-    )
-    detector = convert_mmdetection(dict(state), {"cfg": text}).build().eval()
-    features, raw = detector.raw(torch.rand(1, 3, 128, 160))
+def norm(prefix: str, channels: int) -> State:
+    return {
+        f"{prefix}.weight": torch.rand(channels),
+        f"{prefix}.bias": torch.rand(channels),
+        f"{prefix}.running_mean": torch.rand(channels),
+        f"{prefix}.running_var": torch.rand(channels) + 0.5,
+        f"{prefix}.num_batches_tracked": torch.tensor(7),
+    }
 
-    def tower(name: str, x: torch.Tensor) -> torch.Tensor:
+
+def conv(prefix: str, out: int, inside: int, size: int, *, bias: bool = True, middle: float = 0.0) -> State:
+    weight = torch.randn(out, inside, size, size) / math.sqrt(inside * size * size)
+    return {f"{prefix}.weight": weight} | ({f"{prefix}.bias": torch.randn(out) + middle} if bias else {})
+
+
+def linear(prefix: str, out: int, inside: int) -> State:
+    return {f"{prefix}.weight": torch.randn(out, inside) / math.sqrt(inside), f"{prefix}.bias": torch.randn(out)}
+
+
+def resnet(depth: int) -> State:
+    state = conv("backbone.conv1", 64, 3, 7, bias=False) | norm("backbone.bn1", 64)
+    inside = 64
+    for stage, count in enumerate(BLOCKS[depth]):
+        width, out = 64 * 2**stage, 256 * 2**stage
+        for block in range(count):
+            name = f"backbone.layer{stage + 1}.{block}"
+            if block == 0:
+                state |= conv(f"{name}.downsample.0", out, inside, 1, bias=False) | norm(f"{name}.downsample.1", out)
+            for i, (o, c, k) in enumerate(((width, inside, 1), (width, width, 3), (out, width, 1)), start=1):
+                state |= conv(f"{name}.conv{i}", o, c, k, bias=False) | norm(f"{name}.bn{i}", o)
+            inside = out
+    return state
+
+
+def pyramid(first: int, top: str | None) -> State:
+    state = {}
+    for i, channels in enumerate((256, 512, 1024, 2048)[first:]):
+        state |= conv(f"neck.lateral_convs.{i}.conv", WIDTH, channels, 1)
+        state |= conv(f"neck.fpn_convs.{i}.conv", WIDTH, WIDTH, 3)
+    if top:
+        state |= conv("neck.fpn_convs.3.conv", WIDTH, 2048 if top == "on_input" else WIDTH, 3)
+        state |= conv("neck.fpn_convs.4.conv", WIDTH, WIDTH, 3)
+    return state
+
+
+def retinanet(depth: int = 50) -> State:
+    state = resnet(depth) | pyramid(1, "on_input")
+    for tower in ("cls_convs", "reg_convs"):
         for i in range(4):
-            x = F.conv2d(x, state[f"bbox_head.{name}.{i}.conv.weight"], padding=1)
-            x = F.relu(F.group_norm(x, 32, *(state[f"bbox_head.{name}.{i}.gn.{p}"] for p in ("weight", "bias"))))
-        return x
-
-    def last(name: str, x: torch.Tensor) -> torch.Tensor:
-        y = F.conv2d(x, *(state[f"bbox_head.{name}.{p}"] for p in ("weight", "bias")), padding=1)
-        return y.permute(0, 2, 3, 1).flatten(1, 2)
-
-    start = 0
-    for level, (x, stride) in enumerate(zip(features, (8, 16, 32, 64, 128), strict=True)):
-        height, width = x.shape[-2:]
-        place = slice(start, start + height * width)
-        start += height * width
-        cls, reg = tower("cls_convs", x), tower("reg_convs", x)
-        torch.testing.assert_close(raw.logits[:, place], last("conv_cls", cls), rtol=1e-4, atol=1e-5)
-        centerness = last("conv_centerness", reg if on_box else cls)[..., 0]
-        torch.testing.assert_close(raw.centerness[:, place], centerness, rtol=1e-4, atol=1e-5)
-        scaled = last("conv_reg", reg) * state[f"bbox_head.scales.{level}.scale"]
-        pixels = scaled.clamp(min=0) * stride if normalised else scaled.exp()  # left, top, right, bottom
-        y, z = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        point = torch.stack([z, y], dim=-1).flatten(0, 1) * stride + stride // 2  # (H W, 2) x, y
-        boxes = torch.cat([point - pixels[..., :2], point + pixels[..., 2:]], dim=-1)
-        torch.testing.assert_close(raw.boxes[:, place], boxes, rtol=1e-4, atol=1e-3)
-    assert start == raw.logits.shape[1]
+            state |= conv(f"bbox_head.{tower}.{i}.conv", WIDTH, WIDTH, 3)
+    return state | conv("bbox_head.retina_cls", 9 * CLASSES, WIDTH, 3) | conv("bbox_head.retina_reg", 36, WIDTH, 3)
 
 
-def test_thresholds_of_faster_rcnn_are_the_configurations() -> None:
-    detector = convert_mmdetection(MAKERS["FasterRCNN"](), {"cfg": config("FasterRCNN")}).build()
-    assert (detector.rpn_before_nms[1], detector.rpn_after_nms[1], detector.rpn_nms_iou) == (700, 600, 0.6)
-    assert (detector.box_min_score, detector.box_nms_iou, detector.max_det) == (0.1, 0.4, 50)
-    # Targets are divided by their deviations: 1 / 0.1 and 1 / 0.2
-    assert detector.box_weights.tolist() == [10, 10, 5, 5]
-    assert detector.roi_aligned
-    assert detector.roi_points == 0
+def fcos(depth: int = 50, *, bias: bool = False) -> State:
+    state = resnet(depth) | pyramid(1, "on_output")
+    for tower in ("cls_convs", "reg_convs"):
+        for i in range(4):
+            state |= conv(f"bbox_head.{tower}.{i}.conv", WIDTH, WIDTH, 3, bias=bias)
+            state |= {f"bbox_head.{tower}.{i}.gn.{field}": torch.rand(WIDTH) for field in ("weight", "bias")}
+    state |= conv("bbox_head.conv_cls", CLASSES, WIDTH, 3) | conv("bbox_head.conv_reg", 4, WIDTH, 3, middle=2.0)
+    state |= conv("bbox_head.conv_centerness", 1, WIDTH, 3)
+    return state | {f"bbox_head.scales.{i}.scale": torch.rand(()) + 0.5 for i in range(5)}
 
 
-def test_deviations_of_the_box_coder_are_put_into_the_convolution() -> None:
-    text = config("RetinaNet").replace("target_stds=[1.0, 1.0, 1.0, 1.0]", "target_stds=[0.1, 0.1, 0.2, 0.2]")
+def faster_rcnn(depth: int = 50) -> State:
+    state = resnet(depth) | pyramid(0, None) | conv("rpn_head.rpn_conv", WIDTH, WIDTH, 3)
+    state |= conv("rpn_head.rpn_cls", 3, WIDTH, 1) | conv("rpn_head.rpn_reg", 12, WIDTH, 1)
+    head = "roi_head.bbox_head"
+    state |= linear(f"{head}.shared_fcs.0", 64, WIDTH * 49) | linear(f"{head}.shared_fcs.1", 64, 64)
+    return state | linear(f"{head}.fc_cls", CLASSES + 1, 64) | linear(f"{head}.fc_reg", CLASSES * 4, 64)
+
+
+# Configurations -------------------------------------------------------------------------------------------------------
+
+
+def base(kind: str, style: str, neck: dict[str, Any]) -> dict[str, Any]:
+    mean, std = RGB if style == "pytorch" else BGR
+    rest = {"depth": 50, "num_stages": 4, "out_indices": (0, 1, 2, 3), "norm_eval": True, "frozen_stages": 1}
+    return {
+        "type": kind,
+        "data_preprocessor": {
+            "type": "DetDataPreprocessor",
+            "mean": mean,
+            "std": std,
+            "bgr_to_rgb": style == "pytorch",
+            "pad_size_divisor": 32,
+        },
+        "backbone": {"type": "ResNet", "style": style, "norm_cfg": {"type": "BN", "requires_grad": True}, **rest},
+        "neck": {"type": "FPN", "out_channels": WIDTH, "num_outs": 5, **neck},
+    }
+
+
+def retinanet_config(style: str = "pytorch") -> dict[str, Any]:
+    return base("RetinaNet", style, {"start_level": 1, "add_extra_convs": "on_input"}) | {
+        "bbox_head": {
+            "type": "RetinaHead",
+            "num_classes": CLASSES,
+            "anchor_generator": {
+                "type": "AnchorGenerator",
+                "octave_base_scale": 4,
+                "scales_per_octave": 3,
+                "ratios": [0.5, 1.0, 2.0],
+                "strides": STRIDES,
+            },
+            "bbox_coder": {**DELTAS, "target_stds": [1.0, 1.0, 1.0, 1.0]},
+            "loss_cls": {"type": "FocalLoss", "use_sigmoid": True},
+        }
+    }
+
+
+def fcos_config(style: str = "caffe", **head: Any) -> dict[str, Any]:
+    neck = {"start_level": 1, "add_extra_convs": "on_output", "relu_before_extra_convs": True}
+    loss = {"type": "FocalLoss", "use_sigmoid": True}
+    settings = {"type": "FCOSHead", "num_classes": CLASSES, "strides": STRIDES, "loss_cls": loss, **head}
+    return base("FCOS", style, neck) | {"bbox_head": settings}
+
+
+def faster_rcnn_config(style: str = "pytorch") -> dict[str, Any]:
+    nms = {"type": "nms", "iou_threshold": 0.6}
+    proposals = {"nms_pre": 900, "max_per_img": 800, "nms": nms, "min_bbox_size": 0}
+    return base("FasterRCNN", style, {}) | {
+        "rpn_head": {
+            "type": "RPNHead",
+            "anchor_generator": {
+                "type": "AnchorGenerator",
+                "scales": [8],
+                "ratios": [0.5, 1.0, 2.0],
+                "strides": [4, 8, 16, 32, 64],
+            },
+            "bbox_coder": {**DELTAS, "target_stds": [1.0, 1.0, 1.0, 1.0]},
+            "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True},
+        },
+        "roi_head": {
+            "type": "StandardRoIHead",
+            "bbox_roi_extractor": {
+                "type": "SingleRoIExtractor",
+                "roi_layer": {"type": "RoIAlign", "output_size": 7, "sampling_ratio": 0},
+                "featmap_strides": [4, 8, 16, 32],
+            },
+            "bbox_head": {
+                "type": "Shared2FCBBoxHead",
+                "fc_out_channels": 64,
+                "num_classes": CLASSES,
+                "bbox_coder": {**DELTAS, "target_stds": [0.1, 0.1, 0.2, 0.2]},
+                "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False},
+            },
+        },
+        "train_cfg": {"rpn_proposal": {**proposals, "nms_pre": 2000, "max_per_img": 1000}},
+        "test_cfg": {"rpn": proposals, "rcnn": {"score_thr": 0.1, "nms": nms, "max_per_img": 70}},
+    }
+
+
+def source(value: Any) -> str:
+    """A value as mmdetection writes it."""
+    if isinstance(value, dict):
+        return "dict(" + ", ".join(f"{k}={source(v)}" for k, v in value.items()) + ")"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(source, value)) + "]"
+    return repr(value)
+
+
+def meta_3(model: dict[str, Any]) -> dict[str, Any]:
+    """`meta` of 3.x."""
+    return {"cfg": f"model = {source(model)}\ntrain_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12)\n"}
+
+
+def meta_2(model: dict[str, Any]) -> dict[str, Any]:
+    """`meta` of 2.x, where the pipeline normalises, whatever `img_norm_cfg` may say, and nothing else pre-processes."""
+    model = copy.deepcopy(model)
+    found = model.pop("data_preprocessor")
+    step = {"type": "Normalize", "mean": found["mean"], "std": found["std"], "to_rgb": found["bgr_to_rgb"]}
+    pipeline = [{"type": "LoadImageFromFile"}, {"type": "MultiScaleFlipAug", "transforms": [{"type": "Pad"}, step]}]
+    data = {"samples_per_gpu": 2, "test": {"type": "CocoDataset", "pipeline": pipeline}}
+    other = {"mean": [1.0, 2.0, 3.0], "std": [1.0, 1.0, 1.0], "to_rgb": True}
+    text = f"model = {source(model)}\nimg_norm_cfg = {source(other)}\ndata = {source(data)}\nlog = print\n"
+    return {"config": text, "mmdet_version": "2.28.2"}
+
+
+CASES = {
+    "retinanet": (retinanet, retinanet_config),
+    "fcos": (fcos, fcos_config),
+    "faster_rcnn": (faster_rcnn, faster_rcnn_config),
+}
+
+
+# The library's arithmetic, in plain words -----------------------------------------------------------------------------
+
+
+def run_conv(state: State, name: str, x: Tensor, stride: int = 1) -> Tensor:
+    weight = state[f"{name}.weight"]
+    return F.conv2d(x, weight, state.get(f"{name}.bias"), stride, weight.shape[-1] // 2)
+
+
+def run_norm(state: State, name: str, x: Tensor) -> Tensor:
+    mean, variance, weight, bias = (
+        state[f"{name}.{field}"][:, None, None] for field in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
+
+
+def run_resnet(state: State, x: Tensor, style: str) -> list[Tensor]:
+    x = F.max_pool2d(run_norm(state, "backbone.bn1", run_conv(state, "backbone.conv1", x, 2)).relu(), 3, 2, 1)
+    maps = []
+    for stage, count in enumerate(BLOCKS[50]):
+        for block in range(count):
+            name, stride = f"backbone.layer{stage + 1}.{block}", 2 if stage and not block else 1
+            strides = (stride, 1, 1) if style == "caffe" else (1, stride, 1)
+            out = x
+            for i in (1, 2, 3):
+                out = run_norm(state, f"{name}.bn{i}", run_conv(state, f"{name}.conv{i}", out, strides[i - 1]))
+                out = out.relu() if i < 3 else out
+            if not block:
+                x = run_norm(state, f"{name}.downsample.1", run_conv(state, f"{name}.downsample.0", x, stride))
+            x = (out + x).relu()
+        maps.append(x)
+    return maps
+
+
+def run_pyramid(state: State, maps: list[Tensor], *, top: str | None, relu: bool) -> list[Tensor]:
+    laterals = [run_conv(state, f"neck.lateral_convs.{i}.conv", x) for i, x in enumerate(maps)]
+    for i in range(len(laterals) - 1, 0, -1):
+        laterals[i - 1] = laterals[i - 1] + F.interpolate(laterals[i], size=laterals[i - 1].shape[2:])
+    outs = [run_conv(state, f"neck.fpn_convs.{i}.conv", x) for i, x in enumerate(laterals)]
+    if top is None:
+        return [*outs, outs[-1][:, :, ::2, ::2]]
+    p6 = run_conv(state, "neck.fpn_convs.3.conv", maps[-1] if top == "on_input" else outs[-1], 2)
+    return [*outs, p6, run_conv(state, "neck.fpn_convs.4.conv", p6.relu() if relu else p6, 2)]
+
+
+def run_tower(state: State, name: str, x: Tensor) -> Tensor:
+    for i in range(4):
+        x = run_conv(state, f"bbox_head.{name}.{i}.conv", x)
+        if f"bbox_head.{name}.{i}.gn.weight" in state:
+            norms = (state[f"bbox_head.{name}.{i}.gn.{field}"] for field in ("weight", "bias"))
+            x = F.group_norm(x, 32, *norms)
+        x = x.relu()
+    return x
+
+
+def flat(x: Tensor, values: int) -> Tensor:
+    return x[0].permute(1, 2, 0).reshape(-1, values)
+
+
+def normalised(images: Tensor, style: str) -> Tensor:
+    mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (RGB if style == "pytorch" else BGR))
+    return ((images if style == "pytorch" else images.flip(1)) * 255 - mean) / std
+
+
+# Tests ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+@pytest.mark.parametrize("depth", sorted(BLOCKS))
+@pytest.mark.parametrize("meta", [meta_2, meta_3])
+def test_every_tensor_finds_its_place(kind: str, depth: int, meta) -> None:
+    make, config = CASES[kind]
+    state = make(depth)
+    assert is_mmdetection(state)
+    detector = convert_mmdetection(
+        {**state, "ema_backbone_conv1_weight": torch.zeros(1)}, meta(config("caffe"))
+    ).build()
+    own = detector.state_dict()
+    counted = [v for k, v in state.items() if not k.endswith("num_batches_tracked")]
+    zeros = 8 * WIDTH if kind == "fcos" else 0  # biases before norms
+    assert sum(v.numel() for v in own.values()) == sum(v.numel() for v in counted) + zeros
+    assert (detector.family, detector.backbone.name, detector.num_classes) == (kind, f"resnet{depth}", CLASSES)
+    # Images come as RGB in [0, 1], the filters of the caffe style as BGR in 0 to 255
+    assert torch.equal(own["backbone.body.conv1.weight"], state["backbone.conv1.weight"][:, [2, 1, 0]])
+    assert detector.backbone.mean.flatten().tolist() == pytest.approx([x / 255 for x in BGR[0][::-1]])
+    assert detector.backbone.std.flatten().tolist() == pytest.approx([1 / 255] * 3)
+    block = detector.backbone.body.layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
+
+
+@pytest.mark.parametrize("style", ["pytorch", "caffe"])
+@torch.no_grad()
+def test_retinanet_equals_theirs(style: str) -> None:
     state = retinanet()
-    plain = convert_mmdetection(dict(state), {"cfg": config("RetinaNet")}).build().eval()
-    scaled = convert_mmdetection(dict(state), {"cfg": text}).build().eval()
-    images = torch.rand(1, 3, 64, 64)
-    expected = plain.raw(images)[1].regression * torch.tensor([0.1, 0.1, 0.2, 0.2])
-    torch.testing.assert_close(scaled.raw(images)[1].regression, expected, rtol=1e-4, atol=1e-5)
+    detector = convert_mmdetection(state, meta_3(retinanet_config(style))).build().eval()
+    images = torch.rand(1, 3, 96, 160)
+    maps = run_resnet(state, normalised(images, style), style)
+    levels = run_pyramid(state, maps[1:], top="on_input", relu=False)
+    features, raw = detector.raw(images)
+    logits, deltas = [], []
+    for feature, level in zip(features, levels, strict=True):
+        torch.testing.assert_close(feature, level, rtol=1e-4, atol=1e-4)
+        logits.append(flat(run_conv(state, "bbox_head.retina_cls", run_tower(state, "cls_convs", level)), CLASSES))
+        deltas.append(flat(run_conv(state, "bbox_head.retina_reg", run_tower(state, "reg_convs", level)), 4))
+    torch.testing.assert_close(raw.logits[0], torch.cat(logits), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(raw.regression[0], torch.cat(deltas), rtol=1e-4, atol=1e-4)
+    # Anchors of a cell go by ratio, then size; the first row's second cell lies 8 px to the right
+    for i, ratio in enumerate((0.5, 1.0, 2.0)):
+        for j in range(3):
+            w, h = (32 * 2 ** (j / 3) * factor for factor in (1 / math.sqrt(ratio), math.sqrt(ratio)))
+            expected = [8 - w / 2, -h / 2, 8 + w / 2, h / 2]
+            assert raw.priors[9 + 3 * i + j].tolist() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", sorted(MAKERS))
+@pytest.mark.parametrize("improved", [False, True])
+@pytest.mark.parametrize("style", ["pytorch", "caffe"])
+@torch.no_grad()
+def test_fcos_equals_theirs(style: str, improved: bool) -> None:
+    state = fcos(bias=improved)
+    extra = {"norm_on_bbox": True, "centerness_on_reg": True, "center_sampling": True, "conv_bias": True}
+    config = fcos_config(style, **(extra if improved else {}))
+    detector = convert_mmdetection(state, meta_3(config)).build().eval()
+    images = torch.rand(1, 3, 96, 160)
+    maps = run_resnet(state, normalised(images, style), style)
+    levels = run_pyramid(state, maps[1:], top="on_output", relu=True)
+    logits, boxes, scores = [], [], []
+    for i, (level, stride) in enumerate(zip(levels, STRIDES, strict=True)):
+        cls, reg = run_tower(state, "cls_convs", level), run_tower(state, "reg_convs", level)
+        logits.append(flat(run_conv(state, "bbox_head.conv_cls", cls), CLASSES))
+        centerness = flat(run_conv(state, "bbox_head.conv_centerness", reg if improved else cls), 1)
+        ltrb = flat(run_conv(state, "bbox_head.conv_reg", reg) * state[f"bbox_head.scales.{i}.scale"], 4)
+        ltrb = ltrb.relu() * stride if improved else ltrb.exp()
+        height, width = level.shape[2:]
+        points = [((x + 0.5) * stride, (y + 0.5) * stride) for y in range(height) for x in range(width)]
+        at = torch.tensor(points)
+        boxes.append(torch.cat([at - ltrb[:, :2], at + ltrb[:, 2:]], 1))
+        scores.append(logits[-1].sigmoid() * centerness.sigmoid())
+    features, raw = detector.raw(images)
+    for feature, level in zip(features, levels, strict=True):
+        torch.testing.assert_close(feature, level, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(raw.logits[0], torch.cat(logits), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(raw.boxes[0], torch.cat(boxes), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(detector(images)[0, 4:].T, torch.cat(scores), rtol=1e-4, atol=1e-5)
+    assert detector.center_radius == (1.5 if improved else math.inf)
+
+
+@torch.no_grad()
+def test_faster_rcnn_equals_theirs() -> None:
+    state = faster_rcnn()
+    detector = convert_mmdetection(state, meta_2(faster_rcnn_config())).build().eval()
+    images = torch.rand(1, 3, 96, 160)
+    maps = run_resnet(state, normalised(images, "pytorch"), "pytorch")
+    levels = run_pyramid(state, maps, top=None, relu=False)
+    features, raw = detector.raw(images)
+    hidden = [run_conv(state, "rpn_head.rpn_conv", x).relu() for x in levels]
+    logits = torch.cat([flat(run_conv(state, "rpn_head.rpn_cls", x), 1) for x in hidden])
+    deltas = torch.cat([flat(run_conv(state, "rpn_head.rpn_reg", x), 4) for x in hidden])
+    torch.testing.assert_close(raw.logits[0], logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(raw.regression[0], deltas, rtol=1e-4, atol=1e-4)
+    w = 32 / math.sqrt(0.5)
+    assert raw.priors[0].tolist() == pytest.approx([-w / 2, -w / 4, w / 2, w / 4], rel=1e-5)
+
+    # floor(log2(sqrt(area) / 56)): under 112 px stride 4, from there on stride 8
+    boxes = torch.tensor([[3.0, 5.0, 40.0, 60.0], [0.0, 0.0, 159.0, 95.0]])
+    head = "roi_head.bbox_head"
+    scores, regression = detector.classify(features, boxes[None])
+    for i, (level, stride) in enumerate(((levels[0], 4), (levels[1], 8))):
+        x = roi_align(level, [boxes[i : i + 1]], 7, 1 / stride, 0, True).flatten(1)
+        for layer in ("shared_fcs.0", "shared_fcs.1"):
+            x = F.linear(x, state[f"{head}.{layer}.weight"], state[f"{head}.{layer}.bias"]).relu()
+        expected = F.linear(x, state[f"{head}.fc_cls.weight"], state[f"{head}.fc_cls.bias"])  # the background last
+        torch.testing.assert_close(scores[0, i], expected[0], rtol=1e-4, atol=1e-3)
+        expected = F.linear(x, state[f"{head}.fc_reg.weight"], state[f"{head}.fc_reg.bias"])
+        torch.testing.assert_close(regression[0, i], expected.view(CLASSES, 4), rtol=1e-4, atol=1e-3)
+    assert detector.box_weights.tolist() == [10.0, 10.0, 5.0, 5.0]
+    assert (detector.rpn_before_nms, detector.rpn_after_nms, detector.rpn_nms_iou) == ((2000, 900), (1000, 800), 0.6)
+    assert (detector.box_min_score, detector.box_nms_iou, detector.max_det) == (0.1, 0.6, 70)
+
+
+def test_the_keys_of_early_versions() -> None:
+    config = faster_rcnn_config()
+    test, train = config.pop("test_cfg"), config.pop("train_cfg")
+    test["rpn"] = {"nms_across_levels": False, "nms_pre": 700, "nms_post": 700, "max_num": 600, "nms_thr": 0.65}
+    extractor = config["roi_head"]["bbox_roi_extractor"]
+    extractor["roi_layer"] = {"type": "RoIAlign", "out_size": 7, "sample_num": 0}
+    meta = meta_2(config)
+    meta["config"] += f"train_cfg = {source(train)}\ntest_cfg = {source(test)}\n"
+    settings = convert_mmdetection(faster_rcnn(), meta).config["settings"]
+    assert (settings["rpn_before_nms"], settings["rpn_after_nms"], settings["rpn_nms_iou"]) == (
+        [2000, 700],
+        [1000, 600],
+        0.65,
+    )
+    assert (settings["roi_size"], settings["roi_points"], settings["roi_aligned"]) == (7, 0, True)
+    config = fcos_config()
+    config["neck"] |= {"add_extra_convs": True, "extra_convs_on_inputs": False}
+    assert convert_mmdetection(fcos(), meta_2(config)).config["settings"]["p6_from"] == "p5"
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
 def test_what_does_not_fit_is_named(kind: str) -> None:
-    state = MAKERS[kind]()
+    make, config = CASES[kind]
+    state = make()
     del state["backbone.layer3.5.bn2.bias"]
-    state["roi_head.mask_head.conv.weight"] = torch.zeros(1)
+    state["roi_head.mask_head.conv_logits.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"missing backbone.body.layer3.5.bn2.bias; left over roi_head.mask_head"):
-        convert_mmdetection(state, {"cfg": config(kind)}).build()
+        convert_mmdetection(state, meta_3(config())).build()
+
+
+@pytest.mark.parametrize("lost", ["bbox_head.scales.3.scale", "bbox_head.reg_convs.2.conv.weight"])
+def test_a_part_of_fcos_is_not_made_up(lost: str) -> None:
+    state = fcos(bias=True)
+    del state[lost]
+    with pytest.raises(ValueError, match="missing head"):
+        convert_mmdetection(state, meta_3(fcos_config(conv_bias=True))).build()
+
+
+def test_deformable_convolutions_are_left_over() -> None:
+    state = fcos()
+    state |= conv("bbox_head.cls_convs.3.conv.conv_offset", 27, WIDTH, 3)
+    with pytest.raises(ValueError, match=r"left over head.cls_tower.9.conv_offset"):
+        convert_mmdetection(state, meta_3(fcos_config(dcn_on_last_conv=True))).build()
 
 
 @pytest.mark.parametrize(
-    ("kind", "old", "new", "says"),
+    ("kind", "path", "value", "message"),
     [
-        ("RetinaNet", "type='RetinaNet'", "type='ATSS'", "a ATSS of mmdetection: only RetinaNet, FCOS, FasterRCNN"),
-        ("RetinaNet", "type='RetinaHead'", "type='FreeAnchorRetinaHead'", "only RetinaHead can be converted"),
-        ("RetinaNet", "type='FPN'", "type='PAFPN'", "type=PAFPN, and only FPN"),
-        ("RetinaNet", "'on_input'", "'on_lateral'", "add_extra_convs=on_lateral"),
-        ("RetinaNet", "type='ResNet'", "type='ResNeXt'", "type=ResNeXt, and only ResNet"),
-        ("RetinaNet", "depth=50", "depth=18", "a ResNet-18: only ResNet-50, 101 and 152"),
-        ("RetinaNet", "DeltaXYWHBBoxCoder", "TBLRBBoxCoder", "box coder TBLRBBoxCoder"),
-        ("RetinaNet", "strides=[8, 16", "strides=[4, 16", "only .8, 16, 32, 64, 128. can be converted"),
-        ("FasterRCNN", "reg_class_agnostic=False", "reg_class_agnostic=True", "reg_class_agnostic=True"),
-        ("FasterRCNN", "type='StandardRoIHead'", "type='CascadeRoIHead'", "only StandardRoIHead"),
-        ("FasterRCNN", "roi_head=dict(", "other=dict(", "1.x, whose background is the first class"),
-        ("FCOS", "data_preprocessor=", "other=", "no mean and std"),
-        ("FCOS", "model = dict(", "other = dict(", "a None of mmdetection"),
-        ("FCOS", "model = dict(", "model = dict((", "configuration cannot be read"),
+        ("retinanet", "type", "MaskRCNN", "type='MaskRCNN'"),
+        ("retinanet", "backbone.type", "ResNetV1d", "model.backbone.type='ResNetV1d'"),
+        ("retinanet", "backbone.dilations", [1, 1, 1, 2], "dilations"),
+        ("retinanet", "neck.type", "PAFPN", "model.neck.type='PAFPN'"),
+        ("retinanet", "neck.add_extra_convs", "on_lateral", "on_lateral"),
+        ("retinanet", "bbox_head.type", "FSAFHead", "FSAFHead"),
+        ("retinanet", "bbox_head.num_classes", CLASSES + 1, "1.x counts otherwise"),
+        ("retinanet", "bbox_head.loss_cls.use_sigmoid", False, "use_sigmoid"),
+        ("retinanet", "bbox_head.anchor_generator.type", "LegacyAnchorGenerator", "LegacyAnchorGenerator"),
+        ("retinanet", "bbox_head.anchor_generator.center_offset", 0.5, "center_offset=0.5"),
+        ("retinanet", "bbox_head.bbox_coder.target_stds", [0.1, 0.1, 0.2, 0.2], "target_stds"),
+        ("retinanet", "data_preprocessor.mean", [0.5], "not of 3 channels"),
+        ("fcos", "bbox_head.strides", [4, 8, 16, 32, 64], "strides"),
+        ("fcos", "bbox_head.norm_cfg", {"type": "BN"}, "norm_cfg.type='BN'"),
+        ("faster_rcnn", "roi_head.type", "CascadeRoIHead", "CascadeRoIHead"),
+        ("faster_rcnn", "neck.add_extra_convs", "on_input", "add_extra_convs"),
+        ("faster_rcnn", "test_cfg.rcnn.nms.type", "soft_nms", "soft_nms"),
     ],
 )
-def test_other_models_are_refused(kind: str, old: str, new: str, says: str) -> None:
-    text = config(kind)
-    assert old in text
-    with pytest.raises(ValueError, match=says):
-        convert_mmdetection(MAKERS[kind](), {"cfg": text.replace(old, new)}).build()
+def test_what_has_no_equal_here_is_refused(kind: str, path: str, value: Any, message: str) -> None:
+    make, config = CASES[kind]
+    model = config()
+    *parents, last = path.split(".")
+    section = model
+    for name in parents:
+        section = section[name]
+    section[last] = value
+    with pytest.raises(ValueError, match=message):
+        convert_mmdetection(make(), meta_3(model))
 
 
-def test_a_file_without_a_configuration_or_of_1x_is_refused() -> None:
-    with pytest.raises(ValueError, match="without its configuration"):
-        convert_mmdetection(fcos(), {})
-    with pytest.raises(ValueError, match=r"of mmdetection 1\.x"):
-        convert_mmdetection(fcos(), {"mmdet_version": "1.2.0", "config": config("FCOS", version=2)})
-
-
-def test_a_configuration_is_read_and_never_run(tmp_path) -> None:
-    text = f"""
-open({str(tmp_path / "run")!r}, 'w')
-a = open({str(tmp_path / "run")!r}, 'w')
-b = dict(c=-1.5, d=[1, (2, 'x')], e={{'f': None}}, g=dict(h=True))
-i = dict(j=open({str(tmp_path / "run")!r}, 'w'))
-"""
-    assert read_config(text) == {"b": {"c": -1.5, "d": [1, [2, "x"]], "e": {"f": None}, "g": {"h": True}}}
-    assert not (tmp_path / "run").exists()
+def test_version_1_is_refused() -> None:
+    state = {key.removeprefix("roi_head."): value for key, value in faster_rcnn().items()}
+    with pytest.raises(ValueError, match=r"mmdetection 1\.x"):
+        convert_mmdetection(state, meta_2(faster_rcnn_config()))
 
 
 @pytest.mark.parametrize(
-    "text",
+    "meta",
     [
-        "img_norm_cfg = dict(mean=[1, 2, 3], std=[4, 5, 6], to_rgb=False)",
-        "train = [dict(type='Load'), dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6], to_rgb=False)]",
-        "data_preprocessor = dict(mean=[1, 2, 3], std=[4, 5, 6], bgr_to_rgb=False)",
+        {},
+        {"cfg": None},
+        {"cfg": "/some/where/retinanet.py\nmodel = dict(type='RetinaNet')\n"},  # 1.x wrote the file's name first
+        {"cfg": "_base_ = './base.py'\nmodel = dict(type='RetinaNet')\n"},
+        {"cfg": "model = dict(type='RetinaNet')\nmodel = dict(type='FCOS')\n"},
+        {"cfg": "model = __import__('os').system('exit 3')\n"},
+        {"cfg": "model = dict(**settings)\n"},
+        {"cfg": "model = dict(" * 3000},
+        {"cfg": "model = dict(type='RetinaNet')\n"},
     ],
 )
-def test_normalisation_is_found_wherever_it_stands(text: str) -> None:
-    assert normalisation(read_config(text), {}) == ([1, 2, 3], [4, 5, 6], False)
+def test_without_a_whole_configuration_the_way_out_is_said(meta: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"torch.save\(\{'state_dict': ..., 'meta': \{'cfg': .*pretty_text"):
+        convert_mmdetection(retinanet(), meta)
 
 
-def test_names_of_classes() -> None:
-    assert class_names({"CLASSES": ("a", "b")}) == ["a", "b"]
-    assert class_names({"CLASSES": "person"}) == ["person"]
-    assert class_names({"dataset_meta": {"classes": ["a"], "palette": []}}) == ["a"]
-    assert class_names({"dataset_meta": {"CLASSES": ("b",)}}) == ["b"]
-    assert class_names({}) is None
+def test_a_configuration_is_data() -> None:
+    text = "a = dict({'x-y': 1, 'b': dict(c=(-1, 2.5))}, d=None)\nb = open('x')\nfor i in b: pass\n"
+    section = read_config({"cfg": text + "model = dict(type='mmdet.models.FCOS', neck=dict())\n"})
+    assert section.get("a") == {"x-y": 1, "b": {"c": [-1, 2.5]}, "d": None}
+    assert section.get("b") is None
+    assert section.part("model").get("type") == "FCOS"
+    assert section.part("model").part("neck").name == "model.neck"
+
+
+@pytest.mark.parametrize(
+    ("meta", "names"),
+    [
+        ({"CLASSES": ("cat", "dog")}, ["cat", "dog"]),
+        ({"dataset_meta": {"classes": ["cat", "dog"], "palette": []}}, ["cat", "dog"]),
+        ({"dataset_meta": {"CLASSES": ("cat", "dog")}}, ["cat", "dog"]),
+        ({"CLASSES": ("cat", "dog", "cow")}, None),
+        ({"CLASSES": 0}, None),
+        ({}, None),
+    ],
+)
+def test_names_of_classes(meta: dict[str, Any], names: list[str] | None) -> None:
+    assert mmdetection_names(meta, 2) == names
+    assert mmdetection_names({"CLASSES": "cat"}, 1) == ["cat"]
+
+
+def test_centerness_and_coding_must_be_known() -> None:
+    converted = convert_mmdetection(fcos(), meta_3(fcos_config()))
+    for key in ("centerness_from", "box_coding"):
+        config = {**converted.config, "settings": {**converted.config["settings"], key: "x"}}
+        with pytest.raises(UserError, match=f"{key}=x"):
+            type(converted)(config, converted.state).build()

@@ -1,4 +1,4 @@
-"""Weight files of torchvision: evaluated, exported and used as teachers."""
+"""Weight files of other libraries: evaluated, exported and used as teachers."""
 
 import csv
 import pickle
@@ -150,80 +150,118 @@ def test_detectron2s_pickles_are_read_and_nothing_in_them_is_run(tmp_path) -> No
         load_model(path)
 
 
-@pytest.mark.parametrize("version", [2, 3])
-def test_mmdetections_checkpoints_are_read(version: int, tmp_path) -> None:
-    from detectors.mmdetection_files import config, fcos
+@pytest.mark.parametrize("zipped", [True, False])
+def test_mmdetections_files_of_2x(zipped: bool, tmp_path) -> None:
+    from detectors.test_mmdetection import meta_2, retinanet, retinanet_config
 
-    state, names = fcos(), ("cat", "dog", "cow", "hen", "owl")
-    text = config("FCOS", style="caffe", version=version)
-    new = {"cfg": text, "dataset_meta": {"classes": names, "palette": None}, "experiment_name": "x", "epoch": 12}
-    meta = new if version == 3 else {"config": text, "CLASSES": names, "mmdet_version": "2.28.2", "epoch": 12}
-    path = tmp_path / "epoch_12.pth"
-    torch.save({"meta": meta, "state_dict": state, "optimizer": {"state": {}}}, path)
+    state, path = retinanet(), tmp_path / "latest.pth"
+    meta = {**meta_2(retinanet_config("caffe")), "CLASSES": tuple("vwxyz"), "epoch": 12}
+    torch.save({"meta": meta, "state_dict": state}, path, _use_new_zipfile_serialization=zipped)
     model, _ = load_model(path)
-    assert list(model.names.values()) == list(names)
-    assert torch.equal(model.detector.head.level_scales, torch.tensor([0.8, 0.9, 1.0, 1.1, 1.2]))
-    assert model(torch.rand(1, 3, 64, 64))[0].shape[1] == 4 + 5
-    # A file that names another number of classes than it predicts
-    meta = {**meta, "CLASSES": names[:4], "dataset_meta": {}}
-    torch.save({"meta": meta, "state_dict": state}, path)
-    with pytest.raises(UserError, match="it names 4 classes and predicts 5"):
-        load_model(path)
+    assert model.names == dict(enumerate("vwxyz"))
+    assert torch.equal(model.detector.head.cls_tower[0].weight, state["bbox_head.cls_convs.0.conv.weight"])
+    meta["CLASSES"] = None
+    torch.save({"meta": meta, "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+    assert load_model(path)[0].names[4] == "class 4"
 
 
-def test_the_log_of_a_training_run_is_passed_over_and_not_run(tmp_path) -> None:
-    from detectors.mmdetection_files import config, retinanet
+class Trap:
+    """Calls a function when it is read."""
 
-    package = types.ModuleType("mmengine.logging.history_buffer")
+    def __init__(self, function) -> None:
+        self.function = function
 
-    class HistoryBuffer:  # as mmengine's: arrays, and its own methods in a dict
+    def __reduce__(self):
+        return self.function, ("run",)
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Give a class or a function a place in a module that is there while a file is written, and not after."""
+
+    def place(thing, module: str, name: str) -> None:
+        parts = module.split(".")
+        for end in range(1, len(parts) + 1):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
+        setattr(sys.modules[module], name, thing)
+        thing.__module__, thing.__qualname__ = module, name
+
+    return place
+
+
+def test_mmdetections_files_of_3x_are_read_without_the_library(tmp_path, pretend, monkeypatch) -> None:
+    from detectors.test_mmdetection import fcos, fcos_config, meta_3
+
+    class Buffer:
+        """As mmengine's: its state names its methods."""
+
         def __init__(self) -> None:
-            self._log_history = np.array([0.5, 1.5])
-            self._count_history = np.array([1, 1])
-            self._set = {"min": HistoryBuffer.smallest}
+            self.log, self.methods = np.zeros(3), {"mean": Buffer.mean}
 
-        def smallest(self) -> float:
-            return float(self._log_history.min())
+        def mean(self) -> None:
+            """One of them."""
 
-    for thing, name in ((HistoryBuffer, "HistoryBuffer"), (HistoryBuffer.smallest, "HistoryBuffer.smallest")):
-        thing.__module__, thing.__qualname__ = package.__name__, name
-    package.HistoryBuffer = HistoryBuffer
-    path = tmp_path / "epoch_1.pth"
-    content = {"meta": {"cfg": config("RetinaNet")}, "state_dict": retinanet()}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("mmengine", "mmengine.logging", package.__name__):
-            patch.setitem(sys.modules, name, package)
-        torch.save({**content, "message_hub": {"loss": HistoryBuffer()}}, path)
-    assert load_model(path)[0].nc == 5
+    module = "mmengine.logging.history_buffer"
+    pretend(Buffer, module, "HistoryBuffer")
+    Buffer.mean.__module__, Buffer.mean.__qualname__ = module, "HistoryBuffer.mean"
+    path = tmp_path / "epoch_12.pth"
+    meta = {**meta_3(fcos_config()), "dataset_meta": {"classes": tuple("vwxyz")}, "seed": np.int64(3)}
+    hub = {"log_scalars": {"train/loss": Buffer()}, "runtime_info": {"epoch": 12}}
+    torch.save({"meta": meta, "state_dict": fcos(), "message_hub": hub, "optimizer": {"state": {}}}, path)
+    monkeypatch.undo()
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    model, _ = load_model(path)
+    assert model.names == dict(enumerate("vwxyz"))
 
-    class Trap:
-        def __reduce__(self):
-            return (print, ("run",))
 
-    torch.save({**content, "message_hub": Trap()}, path)
-    with pytest.raises(UserError, match="cannot be read as weights alone"):
+@pytest.mark.parametrize(("module", "read"), [("mmengine.evil", True), ("evil", False)])
+def test_nothing_in_mmdetections_files_is_run(module: str, read: bool, tmp_path, pretend) -> None:
+    from detectors.test_mmdetection import meta_3, retinanet, retinanet_config
+
+    ran = []
+
+    def function(text: str) -> None:
+        ran.append(text)
+
+    pretend(function, module, "function")
+    path = tmp_path / "trap.pth"
+    content = {"meta": meta_3(retinanet_config()), "state_dict": retinanet(), "message_hub": Trap(function)}
+    torch.save(content, path)
+    if read:
         load_model(path)
+    else:
+        with pytest.raises(UserError, match=r"evil.function.*'state_dict': file\['state_dict'\]"):
+            load_model(path)
+    assert ran == []
 
 
-def test_an_fcos_of_mmdetection_teaches(tmp_path, data) -> None:
-    from detectors.mmdetection_files import config, fcos
+def test_mmdetections_weights_without_a_configuration_say_what_to_add(tmp_path, capsys, data) -> None:
+    from detectors.test_mmdetection import retinanet
+
+    path = tmp_path / "bare.pth"
+    torch.save(retinanet(), path)
+    assert main(["train", "model=retina_nano", f"data={data}", f"teacher={path}"]) == 2
+    text = capsys.readouterr().err
+    assert "does not hold mmdetection's configuration" in text
+    assert "Config.fromfile(the config).pretty_text" in text
+
+
+def test_mmdetections_fcos_teaches_one_of_another_coding(tmp_path, data) -> None:
+    from detectors.test_mmdetection import fcos, fcos_config, meta_3
 
     path = tmp_path / "teacher.pth"
-    torch.save({"meta": {"cfg": config("FCOS"), "CLASSES": tuple("abcde")}, "state_dict": fcos()}, path)
-    trainer = GIDTrainer(
-        overrides={
-            "model": "fcos_nano",
-            **FAST,
-            "data": str(data),
-            "teacher": str(path),
-            "save_dir": str(tmp_path / "r"),
-        }
-    )
+    names = ("a", "b", "c", "d", "e")
+    torch.save({"meta": {**meta_3(fcos_config()), "dataset_meta": {"classes": names}}, "state_dict": fcos()}, path)
+    overrides = {"model": "fcos_nano", **FAST, "data": str(data), "teacher": str(path)}
+    trainer = GIDTrainer(overrides={**overrides, "save_dir": str(tmp_path / "run")})
     trainer.train()
     with trainer.csv.open() as file:
         row = next(csv.DictReader(file))
-    assert all(float(row[f"train/{name}"]) > 0 for name in ("feat_loss", "rel_loss", "resp_loss"))
-    assert load_model(trainer.best)[0].yaml["settings"]["centered_points"]  # the teacher's
+    assert all(0 < float(row[f"train/{name}"]) < float("inf") for name in ("feat_loss", "rel_loss", "resp_loss"))
+    student, _ = load_model(trainer.best)
+    assert student.yaml["settings"]["point_offset"] == 0.5  # the teacher's points
+    assert "box_coding" not in student.yaml["settings"]  # but its own coding
 
 
 def test_a_foreign_teacher_leaves_the_students_numbers_alone(tmp_path, data) -> None:

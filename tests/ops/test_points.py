@@ -15,7 +15,14 @@ from reference.fcos import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gid_yolo.ops.assign import BACKGROUND
-from gid_yolo.ops.points import centerness_target, decode_ltrb, encode_ltrb, match_points, points_inside
+from gid_yolo.ops.points import (
+    centerness_target,
+    decode_log_ltrb,
+    decode_ltrb,
+    encode_ltrb,
+    match_points,
+    points_inside,
+)
 
 SIZE = (192, 256)
 
@@ -163,6 +170,19 @@ def test_coding_equals_the_loop_and_inverts() -> None:
         decoded = decode_ltrb(codes[1, r], priors[r]).tolist()
         assert decoded == pytest.approx(naive_decode(naive_encode(box, prior), prior), rel=1e-5, abs=1e-3)
     torch.testing.assert_close(decode_ltrb(codes, priors), boxes, rtol=1e-5, atol=1e-3)
+
+
+def test_logarithms_of_pixels_are_decoded() -> None:
+    priors, _ = make_priors()
+    logs = torch.randn(2, len(priors), 4) * 2
+    boxes = decode_log_ltrb(logs, priors)
+    for r in range(0, len(priors), 53):
+        side = float(priors[r, 2] - priors[r, 0])
+        expected = naive_decode([math.exp(x) / side for x in logs[1, r].tolist()], priors[r].tolist())
+        assert boxes[1, r].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-3)
+    assert torch.isfinite(decode_log_ltrb(torch.full((1, 4), 500.0), priors[:1])).all()
+    half = logs.half()
+    assert torch.equal(decode_log_ltrb(half, priors), decode_log_ltrb(half.float(), priors))
 
 
 def test_centerness_equals_the_loop() -> None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,6 +98,8 @@ def test_confidence_is_the_root_of_score_and_centerness() -> None:
             c = 1 / (1 + math.exp(-centerness[b, r].item()))
             expected = [math.sqrt(c / (1 + math.exp(-x))) for x in logits[b, r].tolist()]
             assert raw.confidences[b, r].tolist() == pytest.approx(expected, rel=1e-5)
+            product = replace(raw, sqrt_score=False).detach().confidences[b, r]
+            assert product.tolist() == pytest.approx([x * x for x in expected], rel=1e-5)
     assert raw.centerness.requires_grad
     assert not raw.detach().centerness.requires_grad
 

@@ -1,11 +1,14 @@
-"""mmdetection's RetinaNet, FCOS and Faster R-CNN on ResNets with a feature pyramid, from checkpoints of 2.x and 3.x.
+"""mmdetection's RetinaNet, FCOS and Faster R-CNN on ResNets with a feature pyramid, from its 2.x and 3.x checkpoints.
 
-Names and shapes leave open where the strides are, how images are normalised and how boxes are coded; the configuration
-that every checkpoint carries says it.
+Names and shapes do not say how images are normalised, where a ResNet has its strides, or how boxes are coded. The
+configuration does, which mmdetection keeps in `meta`: it is believed as mmdetection believes it, and what has no equal
+here is refused. Weights without a configuration are refused.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,250 +16,205 @@ import torch
 from torch import Tensor
 
 from gid_yolo.detectors.convert.converted import Converted
-from gid_yolo.detectors.convert.mmdetection_config import normalisation, read_config
+from gid_yolo.detectors.convert.mmdetection_config import Section, read_config
+from gid_yolo.detectors.convert.mmdetection_parts import (
+    DENSE_STRIDES,
+    anchors,
+    backbone,
+    dense_pyramid,
+    expect_deltas,
+    expect_pyramid,
+    expect_sigmoid,
+    num_classes,
+    renamed,
+    tower_names,
+    towers,
+)
 
-BLOCKS = {50: "resnet50", 101: "resnet101", 152: "resnet152"}
-FROM = {"on_input": "c5", True: "c5", "on_output": "p5", False: "pool"}  # add_extra_convs; absent is False
-STAGES = 4
+PARTS = ("neck.lateral_convs.", "bbox_head.", "rpn_head.", "roi_head.")
+RETINA_ANCHORS = {  # of a RetinaHead whose configuration names none
+    "type": "AnchorGenerator",
+    "octave_base_scale": 4,
+    "scales_per_octave": 3,
+    "ratios": [0.5, 1.0, 2.0],
+    "strides": DENSE_STRIDES,
+}
 
 
 def is_mmdetection(state: Mapping[str, Tensor]) -> bool:
     """True for tensors by mmdetection's names."""
-    return any(key.startswith("neck.lateral_convs.") for key in state)
+    return any(key.startswith(PARTS) for key in state)
 
 
-def class_names(meta: Mapping[str, Any]) -> list[str] | None:
-    """Names of the classes: `CLASSES` in 2.x, in the `dataset_meta` of 3.x; None where the file has none."""
-    data = meta.get("dataset_meta") or {}
-    names = meta.get("CLASSES") or data.get("classes") or data.get("CLASSES")
-    return [names] if isinstance(names, str) else [str(name) for name in names] if names else None
+def mmdetection_names(meta: Mapping[str, Any], count: int) -> list[str] | None:
+    """Names of the classes out of the `meta` of a checkpoint, if it has one for each."""
+    data = meta.get("dataset_meta")
+    places = [data if isinstance(data, Mapping) else {}, meta]  # 3.x, 2.x
+    names = next((place[key] for place in places for key in ("classes", "CLASSES") if place.get(key)), ())
+    names = [names] if isinstance(names, str) else names
+    return [str(name) for name in names] if isinstance(names, list | tuple) and len(names) == count else None
 
 
-def convert_mmdetection(state: dict[str, Tensor], meta: Mapping[str, Any]) -> Converted:
-    """Settings and weights of ours from the tensors of a checkpoint and its `meta`.
+def convert_mmdetection(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Converted:
+    """Settings and weights of ours from the tensors and the `meta` of an mmdetection checkpoint.
 
     Raises:
-        ValueError: Another detector, one with parts that ours lack, or no configuration; tensors that are missing are
-            named by `Converted.build`.
+        ValueError: Another detector, or one that is configured as ours cannot be; tensors that are missing are named by
+            `Converted.build`.
     """
-    if str(meta.get("mmdet_version", "2")).startswith("1."):
-        raise ValueError("it is of mmdetection 1.x, whose classes and boxes are coded otherwise: upgrade it first.")
-    text = meta.get("cfg") or meta.get("config")
-    if not isinstance(text, str):
+    if any(key.startswith(("bbox_head.shared_fcs.", "bbox_head.fc_cls.")) for key in state):
         raise ValueError(
-            "it is a checkpoint of mmdetection without its configuration, which says how images are normalised and "
-            'boxes coded: save the whole checkpoint, {"meta": {"cfg": <text of the config>}, "state_dict": ...}.'
+            "it is of mmdetection 1.x, whose boxes and classes are coded otherwise: only 2.x and 3.x can be converted."
         )
-    config = read_config(text)
-    model = config.get("model")
-    kinds = {"RetinaNet": _retinanet, "FCOS": _fcos, "FasterRCNN": _faster_rcnn}
-    if not isinstance(model, dict) or model.get("type") not in kinds:
-        kind = model.get("type") if isinstance(model, dict) else None
-        raise ValueError(f"it is a {kind} of mmdetection: only {', '.join(kinds)} can be converted.")
-    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    return kinds[model["type"]](state, model, config)
+    config = read_config(meta)
+    model = config.part("model")
+    kind = model.expect("type", "RetinaNet", "FCOS", "FasterRCNN")
+    return {"RetinaNet": _retinanet, "FCOS": _fcos, "FasterRCNN": _faster_rcnn}[kind](config, model, state)
 
 
-def _retinanet(state: dict[str, Tensor], model: dict[str, Any], config: dict[str, Any]) -> Converted:
-    head = model["bbox_head"]
-    _require(head, "type", "RetinaHead")
-    anchors = head.get("anchor_generator") or {}
-    base, octaves = float(anchors.get("octave_base_scale", 4)), int(anchors.get("scales_per_octave", 3))
-    scales = anchors.get("scales") or [base * 2 ** (i / octaves) for i in range(octaves)]
-    _require(anchors, "strides", [8, 16, 32, 64, 128])
-    settings = _shared(state, model, first=1) | {
-        "num_convs": int(head.get("stacked_convs", 4)),
-        "anchor_sizes": [[scale * stride for scale in scales] for stride in (8, 16, 32, 64, 128)],
-        "aspect_ratios": [float(x) for x in anchors.get("ratios", (0.5, 1.0, 2.0))],
-        "whole_anchors": False,
+def _retinanet(config: Section, model: Section, state: Mapping[str, Tensor]) -> Converted:
+    head = model.part("bbox_head")
+    head.expect("type", "RetinaHead")
+    expect_sigmoid(head)
+    expect_deltas(head)
+    settings = {
+        **dense_pyramid(model.part("neck")),
+        **towers(head, state),
+        **anchors(head.part("anchor_generator", RETINA_ANCHORS), DENSE_STRIDES),
+        "box_loss": "giou" if head.get("reg_decoded_bbox") else "l1",
     }
-    names = _tower_names("cls_convs", "cls_tower", settings["num_convs"], norm=False)
-    names |= _tower_names("reg_convs", "reg_tower", settings["num_convs"], norm=False)
-    names |= {"bbox_head.retina_cls.": "head.cls_logits.", "bbox_head.retina_reg.": "head.box_deltas."}
-    used = _renamed(state, names, model, laterals=3)
-    _scale_deltas(used, "head.box_deltas", head)
-    return Converted(_config("retinanet", head, settings, model, config), _for_rgb(used, model, config))
+    count = len(settings["anchor_sizes"][0]) * len(settings["aspect_ratios"])
+    names = [
+        *tower_names(settings["head_norm"]),
+        (r"bbox_head\.retina_cls\.(.*)", r"head.cls_logits.\1"),
+        (r"bbox_head\.retina_reg\.(.*)", r"head.box_deltas.\1"),
+    ]
+    classes = num_classes(head, state, "bbox_head.retina_cls.bias", anchors=count)
+    base = {"detector": "retinanet", **backbone(config, model, state), "nc": classes}
+    return Converted({**base, "settings": settings}, renamed(config, model, state, names))
 
 
-def _fcos(state: dict[str, Tensor], model: dict[str, Any], config: dict[str, Any]) -> Converted:
-    head = model["bbox_head"]
-    _require(head, "type", "FCOSHead")
-    _require(head, "strides", [8, 16, 32, 64, 128])
-    depth = int(head.get("stacked_convs", 4))
-    norm = "gn" if "bbox_head.cls_convs.0.gn.weight" in state else None
-    settings = _shared(state, model, first=1) | {
-        "num_convs": depth,
-        "head_norm": norm,
+def _fcos(config: Section, model: Section, state: Mapping[str, Tensor]) -> Converted:
+    head = model.part("bbox_head")
+    head.expect("type", "FCOSHead")
+    head.expect("strides", DENSE_STRIDES)
+    head.expect("cls_predictor_cfg", None)
+    head.part("bbox_coder", {"type": "DistancePointBBoxCoder"}).expect("type", "DistancePointBBoxCoder")
+    expect_sigmoid(head)
+    settings = {
+        **dense_pyramid(model.part("neck")),
+        **towers(head, state),
+        "point_offset": 0.5,
+        "box_coding": "relu" if head.get("norm_on_bbox") else "exp",
         "level_scales": True,
-        "distances": "relu" if head.get("norm_on_bbox") else "exp",
-        "centerness_on": "box" if head.get("centerness_on_reg") else "cls",
-        "centered_points": True,
+        "centerness_from": "reg" if head.get("centerness_on_reg") else "cls",
+        "sqrt_score": False,
+        "center_radius": head.get("center_sample_radius", default=1.5) if head.get("center_sampling") else math.inf,
     }
-    names = _tower_names("cls_convs", "cls_tower", depth, norm=norm is not None)
-    names |= _tower_names("reg_convs", "reg_tower", depth, norm=norm is not None)
-    names |= {
-        "bbox_head.conv_cls.": "head.cls_logits.",
-        "bbox_head.conv_reg.": "head.box_ltrb.",
-        "bbox_head.conv_centerness.": "head.centerness.",
-    }
-    scales = [state.pop(f"bbox_head.scales.{i}.scale") for i in range(5) if f"bbox_head.scales.{i}.scale" in state]
-    used = _renamed(state, names, model, laterals=3)
-    if scales:
-        used["head.level_scales"] = torch.stack([scale.reshape(()) for scale in scales])
-    for key in [key for key in used if key.endswith(".weight") and used[key].dim() == 4 and "_tower." in key]:
-        bias = key.replace(".weight", ".bias")  # ours has biases before a norm too
-        used.setdefault(bias, used[key].new_zeros(len(used[key])))
-    return Converted(_config("fcos", head, settings, model, config), _for_rgb(used, model, config))
+    names = [
+        *tower_names(settings["head_norm"]),
+        (r"bbox_head\.conv_cls\.(.*)", r"head.cls_logits.\1"),
+        (r"bbox_head\.conv_reg\.(.*)", r"head.box_ltrb.\1"),
+        (r"bbox_head\.conv_centerness\.(.*)", r"head.centerness.\1"),
+    ]
+    ours = renamed(config, model, state, names)
+    scales = [f"bbox_head.scales.{level}.scale" for level in range(len(DENSE_STRIDES))]
+    if all(key in ours for key in scales):
+        ours["head.scales"] = torch.stack([ours.pop(key) for key in scales])
+    if not any(re.fullmatch(r"bbox_head\.\w+_convs\.\d+\.conv\.bias", key) for key in state):
+        # Before a norm they are left away by default. Ours, as torchvision's, are there: they are 0
+        tower = [k for k in state if re.fullmatch(r"bbox_head\.\w+_convs\.\d+\.conv\.weight", k)]
+        zeros = {k.replace("weight", "bias"): state[k].new_zeros(len(state[k])) for k in tower}
+        ours |= renamed(config, model, zeros, names)
+    classes = num_classes(head, state, "bbox_head.conv_cls.bias")
+    base = {"detector": "fcos", **backbone(config, model, state), "nc": classes}
+    return Converted({**base, "settings": settings}, ours)
 
 
-def _faster_rcnn(state: dict[str, Tensor], model: dict[str, Any], config: dict[str, Any]) -> Converted:
-    if "roi_head" not in model:
-        raise ValueError("it is a Faster R-CNN of mmdetection 1.x, whose background is the first class: upgrade it.")
-    rpn, second = model["rpn_head"], model["roi_head"]
-    box, extractor = second["bbox_head"], second["bbox_roi_extractor"]
-    anchors, layer = rpn.get("anchor_generator") or {}, extractor["roi_layer"]
-    _require(rpn, "type", "RPNHead")
-    _require(second, "type", "StandardRoIHead")
-    _require(box, "reg_class_agnostic", False)
-    _require(anchors, "strides", [4, 8, 16, 32, 64])
-    _require(layer, "type", "RoIAlign")
-    _require(extractor, "finest_scale", 56)
-    sizes = [float(scale) for scale in anchors.get("scales", [8])]
-    coder = box.get("bbox_coder") or {}
-    test = model.get("test_cfg") or config.get("test_cfg") or {}
-    first, final = test.get("rpn") or {}, test.get("rcnn") or {}
-    settings = _shared(state, model, first=0) | {
-        "anchor_sizes": [[scale * stride for scale in sizes] for stride in (4, 8, 16, 32, 64)],
-        "aspect_ratios": [float(x) for x in anchors.get("ratios", (0.5, 1.0, 2.0))],
-        "whole_anchors": False,
-        "rpn_before_nms": [2000, int(first.get("nms_pre", 1000))],
-        "rpn_after_nms": [1000, int(first.get("max_per_img", first.get("max_num", 1000)))],
-        "rpn_nms_iou": float((first.get("nms") or {}).get("iou_threshold", 0.7)),
-        "roi_size": int(layer.get("output_size", layer.get("out_size", 7))),
-        "roi_points": int(layer.get("sampling_ratio", layer.get("sample_num", 0))),
-        "roi_aligned": bool(layer.get("aligned", True)),
-        "head_width": int(box.get("fc_out_channels", 1024)),
-        "box_weights": [1 / float(x) for x in coder.get("target_stds", (0.1, 0.1, 0.2, 0.2))],
+def _faster_rcnn(config: Section, model: Section, state: Mapping[str, Tensor]) -> Converted:
+    rpn, roi, neck = model.part("rpn_head"), model.part("roi_head"), model.part("neck")
+    rpn.expect("type", "RPNHead")
+    roi.expect("type", "StandardRoIHead")
+    expect_pyramid(neck, start=0)
+    neck.expect("add_extra_convs", False, default=False)
+    expect_sigmoid(rpn)
+    expect_deltas(rpn)
+    box = roi.part("bbox_head")
+    box.expect("type", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "ConvFCBBoxHead")
+    box.part("loss_cls", {"type": "CrossEntropyLoss"}).expect("type", "CrossEntropyLoss")
+    for key in ("cls_predictor_cfg", "reg_predictor_cfg"):
+        box.expect(key, {"type": "Linear"}, None)
+    second = "roi_head.bbox_head"
+    rpn_convs, convs, layers = (
+        sum(key.startswith(prefix) and key.endswith(f"{end}.weight") for key in state)
+        for prefix, end in (
+            ("rpn_head.rpn_conv.", "conv"),
+            (f"{second}.shared_convs.", "conv"),
+            (f"{second}.shared_fcs.", ""),
+        )
+    )
+    settings = {
+        "fpn_channels": neck.get("out_channels"),
+        **anchors(rpn.part("anchor_generator"), [4, 8, 16, 32, 64]),
+        **_crops(roi.part("bbox_roi_extractor")),
+        "rpn_convs": max(rpn_convs, 1),
+        "head_convs": convs,
+        "head_layers": layers,
+        "head_width": box.get("fc_out_channels", default=1024),
+        "box_weights": [1 / std for std in expect_deltas(box, stds=True)],
         "box_beta": 0.0,
-        "box_min_score": float(final.get("score_thr", 0.05)),
-        "box_nms_iou": float((final.get("nms") or {}).get("iou_threshold", 0.5)),
-        "max_det": int(final.get("max_per_img", 100)),
+        **_selection(config, model),
     }
-    settings.pop("p6_from")
-    settings.pop("p7_relu")
-    names = {
-        "rpn_head.rpn_conv.": "rpn.tower.0.",
-        "rpn_head.rpn_cls.": "rpn.objectness.",
-        "rpn_head.rpn_reg.": "rpn.deltas.",
-        "roi_head.bbox_head.shared_fcs.0.": "head.layers.1.",
-        "roi_head.bbox_head.shared_fcs.1.": "head.layers.3.",
-        "roi_head.bbox_head.fc_cls.": "head.cls_logits.",  # background last on both sides
-        "roi_head.bbox_head.fc_reg.": "head.box_deltas.",
-    }
-    used = _renamed(state, names, model, laterals=4)
-    _scale_deltas(used, "rpn.deltas", rpn)
-    return Converted(_config("faster_rcnn", box, settings, model, config), _for_rgb(used, model, config))
+    names = [
+        (r"rpn_head\.rpn_conv\.(weight|bias)", r"rpn.tower.0.\1"),
+        *[(rf"rpn_head\.rpn_conv\.{i}\.conv\.(.*)", rf"rpn.tower.{2 * i}.\1") for i in range(rpn_convs)],
+        (r"rpn_head\.rpn_cls\.(.*)", r"rpn.objectness.\1"),
+        (r"rpn_head\.rpn_reg\.(.*)", r"rpn.deltas.\1"),
+        *[(rf"roi_head\.bbox_head\.shared_convs\.{i}\.conv\.(.*)", rf"head.tower.{2 * i}.\1") for i in range(convs)],
+        *[(rf"roi_head\.bbox_head\.shared_fcs\.{i}\.(.*)", rf"head.layers.{2 * i + 1}.\1") for i in range(layers)],
+        (r"roi_head\.bbox_head\.fc_cls\.(.*)", r"head.cls_logits.\1"),  # the background is the last on both sides
+        (r"roi_head\.bbox_head\.fc_reg\.(.*)", r"head.box_deltas.\1"),
+    ]
+    classes = num_classes(box, state, f"{second}.fc_cls.bias", background=1)
+    base = {"detector": "faster_rcnn", **backbone(config, model, state), "nc": classes}
+    return Converted({**base, "settings": settings}, renamed(config, model, state, names))
 
 
-def _shared(state: dict[str, Tensor], model: dict[str, Any], *, first: int) -> dict[str, Any]:
-    """Settings of the pyramid.
-
-    Raises:
-        ValueError: Another neck.
-    """
-    neck = model["neck"]
-    _require(neck, "type", "FPN")
-    _require(neck, "start_level", first)
-    extra = neck.get("add_extra_convs", False)
-    if extra not in FROM or (FROM[extra] == "pool") != (first == 0):
-        raise ValueError(f"its pyramid has add_extra_convs={extra}, which cannot be converted.")
+def _crops(extractor: Section) -> dict[str, Any]:
+    """Settings of the crops; some have other names in early 2.x."""
+    extractor.expect("type", "SingleRoIExtractor")
+    extractor.expect("featmap_strides", [4, 8, 16, 32])
+    layer = extractor.part("roi_layer")
+    layer.expect("type", "RoIAlign")
+    layer.expect("pool_mode", "avg", default="avg")
     return {
-        "fpn_channels": len(state["neck.lateral_convs.0.conv.weight"]),
-        "p6_from": FROM[extra],
-        "p7_relu": bool(neck.get("relu_before_extra_convs", False)),
+        "roi_size": layer.get("output_size", "out_size"),
+        "roi_points": layer.get("sampling_ratio", "sample_num", default=0),
+        "roi_aligned": layer.get("aligned", default=True),
+        "roi_canonical": 4.0 * extractor.get("finest_scale", default=56),  # theirs is the upper bound of stride 4
     }
 
 
-def _config(
-    detector: str, head: dict[str, Any], settings: dict[str, Any], model: dict[str, Any], config: dict[str, Any]
-) -> dict[str, Any]:
-    """Our settings of the whole model: RGB in [0, 1], as everywhere here."""
-    backbone = model["backbone"]
-    _require(backbone, "type", "ResNet")
-    if (depth := backbone.get("depth")) not in BLOCKS:
-        raise ValueError(f"its backbone is a ResNet-{depth}: only ResNet-50, 101 and 152 are known.")
-    mean, std, rgb = normalisation(config, model)
-    order = 1 if rgb else -1
+def _selection(config: Section, model: Section) -> dict[str, Any]:
+    """Settings of proposals and detections; before 2.8 they stood beside the model."""
+    test = model.part("test_cfg") if "test_cfg" in model.values else config.part("test_cfg")
+    proposals, final = test.part("rpn"), test.part("rcnn")
+    train = model.get("train_cfg", default=config.get("train_cfg"))
+    training = train.get("rpn_proposal") if isinstance(train, dict) else None
+    modes = [Section("rpn_proposal", training) if isinstance(training, dict) else proposals, proposals]
+    for section in modes:
+        section.expect("nms_across_levels", False, default=False)
+        section.expect("min_bbox_size", 0, default=0)
+    most = [section.get("max_per_img", "max_num", default=1000) for section in modes]
+    overlap = proposals.part("nms", {"iou_threshold": proposals.get("nms_thr", default=0.7)})
+    within = final.part("nms")
+    for section in (overlap, within):
+        section.expect("type", "nms", default="nms")
     return {
-        "detector": detector,
-        "backbone": BLOCKS[depth],
-        "backbone_weights": False,
-        "freeze_bn": bool(backbone.get("norm_eval", True)),
-        "frozen_stages": int(backbone.get("frozen_stages", -1)) + 1,  # its stage 0 is the stem
-        "mean": [x / 255 for x in mean[::order]],
-        "std": [x / 255 for x in std[::order]],
-        "stride_in_1x1": backbone.get("style", "pytorch") == "caffe",
-        "nc": int(head["num_classes"]),
-        "settings": settings,
+        "rpn_before_nms": [section.get("nms_pre", default=1000) for section in modes],
+        "rpn_after_nms": most,
+        "rpn_nms_iou": overlap.get("iou_threshold", "iou_thr"),
+        "box_min_score": final.get("score_thr"),
+        "box_nms_iou": within.get("iou_threshold", "iou_thr"),
+        "max_det": final.get("max_per_img"),
     }
-
-
-def _renamed(
-    state: dict[str, Tensor], names: dict[str, str], model: dict[str, Any], *, laterals: int
-) -> dict[str, Tensor]:
-    """Every tensor by our name; what has none keeps its own, so that `Converted.build` says that it is left over."""
-    names = {"backbone.": "backbone.body.", **names}
-    for i in range(laterals):
-        names[f"neck.lateral_convs.{i}.conv."] = f"neck.fpn.inner_blocks.{i}.0."
-        names[f"neck.fpn_convs.{i}.conv."] = f"neck.fpn.layer_blocks.{i}.0."
-    for i, level in enumerate(("p6", "p7"), start=laterals):
-        names[f"neck.fpn_convs.{i}.conv."] = f"neck.fpn.extra_blocks.{level}."
-    found = {}
-    for key, value in state.items():
-        name = next((new + key[len(old) :] for old, new in names.items() if key.startswith(old)), key)
-        found[name] = value
-    return found
-
-
-def _tower_names(theirs: str, ours: str, depth: int, *, norm: bool) -> dict[str, str]:
-    """Names of the convolutions of a tower, and of the GroupNorms behind them."""
-    step = 3 if norm else 2  # convolution, norm, ReLU
-    names = {}
-    for i in range(depth):
-        names[f"bbox_head.{theirs}.{i}.conv."] = f"head.{ours}.{step * i}."
-        if norm:
-            names[f"bbox_head.{theirs}.{i}.gn."] = f"head.{ours}.{step * i + 1}."
-    return names
-
-
-def _scale_deltas(used: dict[str, Tensor], name: str, head: dict[str, Any]) -> None:
-    """Put the standard deviations of the box coder into the last convolution, where they are not 1.
-
-    Raises:
-        ValueError: Another box coder.
-    """
-    coder = head.get("bbox_coder") or {}
-    if coder.get("type", "DeltaXYWHBBoxCoder") != "DeltaXYWHBBoxCoder" or any(coder.get("target_means", ())):
-        raise ValueError(f"its box coder {coder.get('type')} with means {coder.get('target_means')} is not known.")
-    deviations = torch.tensor([float(x) for x in coder.get("target_stds", (1.0,) * 4)])
-    for key in (f"{name}.weight", f"{name}.bias"):
-        if key in used and not bool((deviations == 1).all()):
-            used[key] = (used[key].unflatten(0, (-1, 4)).movedim(1, -1) * deviations).movedim(-1, 1).flatten(0, 1)
-
-
-def _for_rgb(used: dict[str, Tensor], model: dict[str, Any], config: dict[str, Any]) -> dict[str, Tensor]:
-    """The first filters turned round where they were made for BGR."""
-    key = "backbone.body.conv1.weight"
-    if key in used and not normalisation(config, model)[2]:
-        used[key] = used[key].flip(1)
-    return used
-
-
-def _require(part: dict[str, Any], key: str, value: Any) -> None:
-    """Refuse a setting that ours lack; one that is absent is the library's default, `value`.
-
-    Raises:
-        ValueError: It has another value.
-    """
-    if part.get(key, value) != value:
-        raise ValueError(f"its {part.get('type', 'part')} has {key}={part[key]}, and only {value} can be converted.")
