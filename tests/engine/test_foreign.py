@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from engine_helpers import FAST, write_data
+from reference.mmdetection import fcos, fcos_config, meta_2, meta_3, retinanet, retinanet_config
 from torchvision.models.detection import (
     FCOS,
     FasterRCNN,
@@ -128,9 +129,9 @@ def test_torchvisions_weights_teach(tmp_path) -> None:
 
 
 def test_detectron2s_pickles_are_read_and_nothing_in_them_is_run(tmp_path) -> None:
-    from detectors.test_detectron2 import retinanet
+    from detectors import test_detectron2
 
-    state = retinanet()
+    state = test_detectron2.retinanet()
     path = tmp_path / "model_final.pkl"
     arrays = {key: value.numpy() for key, value in state.items()}
     path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
@@ -152,8 +153,6 @@ def test_detectron2s_pickles_are_read_and_nothing_in_them_is_run(tmp_path) -> No
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_mmdetections_files_of_2x(zipped: bool, tmp_path) -> None:
-    from detectors.test_mmdetection import meta_2, retinanet, retinanet_config
-
     state, path = retinanet(), tmp_path / "latest.pth"
     meta = {**meta_2(retinanet_config("caffe")), "CLASSES": tuple("vwxyz"), "epoch": 12}
     torch.save({"meta": meta, "state_dict": state}, path, _use_new_zipfile_serialization=zipped)
@@ -190,8 +189,6 @@ def pretend(monkeypatch):
 
 
 def test_mmdetections_files_of_3x_are_read_without_the_library(tmp_path, pretend, monkeypatch) -> None:
-    from detectors.test_mmdetection import fcos, fcos_config, meta_3
-
     class Buffer:
         """As mmengine's: its state names its methods."""
 
@@ -217,8 +214,6 @@ def test_mmdetections_files_of_3x_are_read_without_the_library(tmp_path, pretend
 
 @pytest.mark.parametrize(("module", "read"), [("mmengine.evil", True), ("evil", False)])
 def test_nothing_in_mmdetections_files_is_run(module: str, read: bool, tmp_path, pretend) -> None:
-    from detectors.test_mmdetection import meta_3, retinanet, retinanet_config
-
     ran = []
 
     def function(text: str) -> None:
@@ -237,8 +232,6 @@ def test_nothing_in_mmdetections_files_is_run(module: str, read: bool, tmp_path,
 
 
 def test_mmdetections_weights_without_a_configuration_say_what_to_add(tmp_path, capsys, data) -> None:
-    from detectors.test_mmdetection import retinanet
-
     path = tmp_path / "bare.pth"
     torch.save(retinanet(), path)
     assert main(["train", "model=retina_nano", f"data={data}", f"teacher={path}"]) == 2
@@ -248,8 +241,6 @@ def test_mmdetections_weights_without_a_configuration_say_what_to_add(tmp_path, 
 
 
 def test_mmdetections_fcos_teaches_one_of_another_coding(tmp_path, data) -> None:
-    from detectors.test_mmdetection import fcos, fcos_config, meta_3
-
     path = tmp_path / "teacher.pth"
     names = ("a", "b", "c", "d", "e")
     torch.save({"meta": {**meta_3(fcos_config()), "dataset_meta": {"classes": names}}, "state_dict": fcos()}, path)
