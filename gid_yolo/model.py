@@ -16,7 +16,15 @@ from gid_yolo.data.convert import prepare_data
 from gid_yolo.data.synthetic import synthetic_dataset
 from gid_yolo.engine.checkpoint import is_checkpoint, load_model, no_autoinstall
 from gid_yolo.engine.classes import check_classes, fit_classes
-from gid_yolo.engine.config import DEFAULTS, check_keys, check_values, thresholds, ultralytics_args, yolo_defaults
+from gid_yolo.engine.config import (
+    DEFAULTS,
+    check_keys,
+    check_values,
+    thresholds,
+    ultralytics_args,
+    without_none,
+    yolo_defaults,
+)
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
 from gid_yolo.engine.exporter import GIDExporter
@@ -105,6 +113,7 @@ class GID(Model):
         if cfg := kwargs.pop("cfg", None):
             kwargs = {**read_cfg(cfg), **kwargs}
             kwargs.pop("model", None)  # this object is the model
+        kwargs = without_none(kwargs)
         check_keys(kwargs)
         check_device(kwargs.get("device"))
         if not kwargs.get("resume"):

@@ -15,6 +15,7 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.data.loaders import LoadImagesAndVideos
 from ultralytics.data.utils import img2label_paths
 from ultralytics.utils import LOGGER
+from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.instance import Instances
 from ultralytics.utils.torch_utils import select_device
 
@@ -66,7 +67,7 @@ def visualize(*, model: str | Path, teacher: str | Path, source: str | Path, **k
     index = (None, None) if shared is None else (shared.teacher, shared.student)
     chosen = [None if i is None else torch.tensor(i, device=device) for i in index]
     stride = max(int(network.stride.max()) for network in networks)
-    letterbox = LetterBox(args.imgsz, auto=True, stride=stride)
+    letterbox = LetterBox(check_imgsz(args.imgsz, stride, min_dim=2), auto=True, stride=stride)
 
     pictures, counts = [], torch.zeros(len(TYPES))
     for name, image, labels in _images(source):

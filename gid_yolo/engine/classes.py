@@ -23,9 +23,14 @@ def match_classes(own: Mapping[int, str], wanted: Mapping[int, str], role: str) 
     """
     if order := _in_order(own, len(wanted), role):
         return dict(zip(wanted, order, strict=True))
+    exact = {name: i for i, name in own.items()}
     known = {name.strip().lower(): i for i, name in own.items()}
-    named = {i: known.get(name.strip().lower()) for i, name in wanted.items()}
-    return {i: j for i, j in named.items() if j is not None}
+    found: dict[int, int] = {}
+    for i, name in wanted.items():
+        j = exact.get(name, known.get(name.strip().lower()))
+        if j is not None and j not in found.values():  # a class stands for one name alone
+            found[i] = j
+    return found
 
 
 def _in_order(own: Mapping[int, str], count: int, role: str) -> list[int]:

@@ -56,6 +56,11 @@ def thresholds(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: defaults[key] for key in ("conf", "iou", "max_det")}
 
 
+def without_none(args: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `args` in which `distill=none` is a word again: Ultralytics reads it as Python's None."""
+    return {key: "none" if key == "distill" and value is None else value for key, value in args.items()}
+
+
 def check_keys(args: dict[str, Any]) -> None:
     """Refuse unknown arguments with Ultralytics' "did you mean".
 

@@ -18,7 +18,7 @@ from gid_yolo._version import __version__
 from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
-from gid_yolo.engine.config import check_keys, check_values
+from gid_yolo.engine.config import check_keys, check_values, without_none
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.figure4 import Figure4
@@ -46,7 +46,7 @@ class DistillationTrainer(DetectionTrainer):
     model: Any  # a name before setup_model, then the network
 
     def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
-        overrides = dict(overrides or {})
+        overrides = without_none(overrides or {})
         check_keys(overrides)
         if overrides.get("model") is None and not overrides.get("resume"):
             raise UserError("model= is missing: give a name such as retina_nano, a yaml, or a checkpoint.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -127,12 +127,14 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
 def _alignment(trainer: DistillationTrainer, model: TeacherStudentModel) -> str:
     size = trainer.args.imgsz
     reason = misalignment(model.teacher_model, model.student_model, size)
-    if model.projector.gid is None or model.projector.gid.aligned:
+    gid = model.projector.gid
+    if reason is None or model.projector.fine_grained is not None or (gid is not None and gid.aligned):
         if reason:
             raise UserError(f"{reason} at {size} px, although they are aligned at 128 px: use another imgsz.")
         return f"R = {len(_priors(model.student_model, size))} predictions at {size} px, same anchors"
     strides = ", ".join(map(str, model.levels.strides))
-    return f"NO, {reason}: instances are paired by overlap, features compared at strides {strides}"
+    paired = "" if gid is None else "instances are paired by overlap, "
+    return f"NO, {reason}: {paired}features compared at strides {strides}"
 
 
 def _methods(model: TeacherStudentModel) -> str:
@@ -196,6 +198,8 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
 def first_step(trainer: DistillationTrainer) -> None:
     """After the first training step: every distillation term that is on must have a value and a gradient.
 
+    A batch in which a method finds nothing to compare says nothing of that, so the next one is looked at.
+
     Raises:
         UserError: A term is 0 or has no gradient, although it is on.
     """
@@ -203,6 +207,13 @@ def first_step(trainer: DistillationTrainer) -> None:
     if not model.probe:
         return
     probe, model.probe = model.probe, None
+    if any(probe[name][0] == 0 and _has_nothing(model, name) for name in model.term_names):
+        if not model.waiting:
+            LOGGER.warning(
+                "nothing to distil in the first batch: the losses are checked on the first that has something."
+            )
+        model.probe, model.waiting = {}, True
+        return
     task, task_grad = probe.pop("task")
     lines = [f"  {'task loss':<10} {task:>11.4g}                gradient {task_grad:>9.3g}"]
     for name, (value, grad) in probe.items():
@@ -220,11 +231,22 @@ def first_step(trainer: DistillationTrainer) -> None:
             )
 
 
+def _has_nothing(model: TeacherStudentModel, name: str) -> bool:
+    """True where the last batch gave a term nothing to compare: no object, or no instance of the chosen types."""
+    if name == "fine_grained_loss":
+        return not bool(cast(Tensor, model.has_objects))
+    gid = model.projector.gid
+    return gid is not None and name in gid.term_names and not bool(cast(Any, model.instances).valid.any())
+
+
 def check_finite(trainer: DistillationTrainer) -> None:
     """After every training step: a NaN among the predictions would make every loss one.
 
+    A student that has a checkpoint to go back to is left to Ultralytics, which does so at the end of the epoch. With
+    several processes the first one's images are looked at.
+
     Raises:
-        UserError: The teacher or the student predicted NaN or infinite values.
+        UserError: The teacher predicted NaN or infinite values, or the student in the first epoch of the run.
     """
     model: Any = unwrap_model(trainer.model)
     teacher, student = model.finite.tolist()  # the progress bar has just waited for the same step
@@ -235,7 +257,10 @@ def check_finite(trainer: DistillationTrainer) -> None:
         if teacher
         else ("teacher", "its weights or these images are damaged; see what gid-val says of it")
     )
-    raise UserError(
+    sentence = (
         f"the {who} predicted NaN or infinite values in epoch {trainer.epoch + 1} on a batch of "
         f"{some(model.files)}: {remedy}."
     )
+    if not teacher or trainer.epoch == trainer.start_epoch:
+        raise UserError(sentence)
+    LOGGER.warning(sentence)

@@ -57,7 +57,9 @@ class TeacherStudentModel(DistillationModel):
         self.sketch: tuple[Any, ...] | None = None  # set to () to keep what figure 4 draws of the next batch
         self.finite: Tensor | None = None  # (2,) of the teacher's and the student's predictions for that batch
         self.files: Sequence[str] = ()  # of that batch
+        self.has_objects: Tensor | None = None  # whether that batch has any
         self.probe: dict[str, tuple[float, float]] | None = None  # preflight: set to {} to record one step
+        self.waiting = False  # whether the preflight has met a batch without anything to distil
         copy_attr(self, student, exclude=("criterion",))
         self.stride = max(student.stride, frozen.stride, key=lambda s: int(s.max()))  # images must fit both
 
@@ -67,7 +69,8 @@ class TeacherStudentModel(DistillationModel):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the teacher and the last batch, for the EMA's copy and for checkpoints."""
         state = self.__dict__.copy()
-        state.update(teacher_model=None, views=None, instances=None, sketch=None, finite=None, files=(), probe=None)
+        state.update(teacher_model=None, views=None, instances=None, sketch=None, finite=None, probe=None)
+        state.update(files=(), has_objects=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -107,6 +110,7 @@ class TeacherStudentModel(DistillationModel):
         of_student, of_teacher = self.class_index or (None, None)
         teacher_raw, raw = teacher_raw.select_classes(of_teacher), raw.select_classes(of_student)
         targets, size = batch_targets(batch), tuple(batch["img"].shape[-2:])
+        self.has_objects = targets.valid.any()
         terms, self.instances = self.projector(
             [teacher_features[i] for i in self.levels.teacher],
             [features[i] for i in self.levels.student],

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from engine_helpers import FAST
 from ultralytics.data.augment import LetterBox
 
 from gid_yolo import GID
@@ -29,6 +30,14 @@ def test_a_picture_for_every_image(data, checkpoints, tmp_path, teacher: str) ->
     for path in pictures:
         assert cv2.imread(str(path)).shape == (640, 1280, 3)  # 64 px enlarged to 640, two beside each other
         assert greens(path) > 0
+
+
+def test_sizes_fit_the_strides_of_both_models(data, checkpoints, tmp_path) -> None:
+    GID("yolo11n.yaml").train(**FAST, data=str(data), save_dir=str(tmp_path / "yolo"))
+    yolo = tmp_path / "yolo" / "weights" / "best.pt"
+    source = data.parent / "images" / "val" / "0.png"
+    settings = {"source": source, "imgsz": 100, "project": str(tmp_path), "name": "figures"}
+    assert len(visualize(model=yolo, teacher=checkpoints["retina_nano"], **settings)) == 1  # 128 px
 
 
 def test_without_labels_there_is_no_ground_truth(data, checkpoints, tmp_path) -> None:

@@ -12,7 +12,7 @@ from ultralytics.utils import LOGGER, ROOT
 from gid_yolo import GID
 from gid_yolo.detectors.convert.torchvision_checkpoint import CATEGORIES
 from gid_yolo.engine.checkpoint import load_model
-from gid_yolo.engine.classes import check_classes, fit_classes
+from gid_yolo.engine.classes import check_classes, fit_classes, match_classes
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError
 from gid_yolo.export.benchmark import benchmark
@@ -128,3 +128,9 @@ def test_classes_that_exist(classes) -> None:
 def test_classes_that_do_not_exist(classes) -> None:
     with pytest.raises(UserError, match=r"must be ids of the classes that exist: 0 \(a\), 1 \(b\)\."):
         check_classes(classes, {0: "a", 1: "b"})
+
+
+def test_a_class_stands_for_one_name_alone() -> None:
+    # Exact names first; "a" takes the only class, although "A" would fit it as well
+    assert match_classes({0: "a", 1: "b"}, {0: "a", 1: "A", 2: "b"}, "model") == {0: 0, 2: 1}
+    assert match_classes({0: "A", 1: "a"}, {0: "a", 1: "A"}, "model") == {0: 1, 1: 0}

@@ -3,9 +3,10 @@
 import csv
 
 import pytest
-from engine_helpers import FAST
+from engine_helpers import FAST, write_data
 
 from gid_yolo import GID
+from gid_yolo.cli import main
 from gid_yolo.errors import UserError
 
 TERMS = {"gid": {"feat_loss", "rel_loss", "resp_loss", "gi_pos", "gi_semi", "gi_neg"}}
@@ -44,6 +45,34 @@ def test_a_method_trains_a_detector_it_applies_to(data, tmp_path, teachers, name
         assert terms <= logged if method in methods.split("+") else not terms & logged
         assert all(float(row[f"train/{term}"]) > 0 for term in terms & logged if term.endswith("_loss"))
     assert (tmp_path / "gi_types.csv").is_file() == methods.startswith("gid")
+
+
+@pytest.mark.parametrize(("name", "teacher"), [("retina_nano", "yolo11n.yaml"), ("yolo11n.yaml", "frcnn_nano")])
+def test_whole_maps_need_no_alignment(data, tmp_path, teachers, name: str, teacher: str) -> None:
+    GID(name).train(**FAST, data=str(data), teacher=teachers[teacher], distill="fitnet", save_dir=str(tmp_path))
+    with (tmp_path / "results.csv").open() as file:
+        assert float(next(csv.DictReader(file))["train/fitnet_loss"]) > 0
+
+
+def test_none_is_plain_training_although_a_teacher_is_given(data, tmp_path, teachers) -> None:
+    words = [f"{key}={value}" for key, value in FAST.items()]
+    teacher = f"teacher={teachers['retina_nano']}"
+    run = ["train", "model=retina_nano", f"data={data}", teacher, "distill=none", f"save_dir={tmp_path}", *words]
+    assert main(run) == 0
+    with (tmp_path / "results.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert not any("feat" in key or "gi_" in key for key in row)
+
+
+@pytest.mark.parametrize("settings", [{"distill": "fine_grained"}, {"gid_types": "gt"}, {"gid_types": "pos"}])
+def test_a_first_batch_without_anything_to_distil_is_passed_over(tmp_path, teachers, caplog, settings) -> None:
+    data = write_data(tmp_path / "data", train=8)
+    for i in range(1, 8):  # one image with objects, in any of the four batches
+        (data.parent / "labels" / "train" / f"{i}.txt").write_text("")
+    arguments = {**FAST, "batch": 2, "epochs": 2, "seed": 1, "data": str(data), "save_dir": str(tmp_path / "run")}
+    GID("retina_nano").train(**arguments, teacher=teachers["retina_nano"], **settings)
+    assert "First step" in caplog.text or "nothing to distil" in caplog.text
+    assert (tmp_path / "run" / "coco_metrics.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from gid_yolo.detectors.build import PRIOR_SETTINGS, model_config
 from gid_yolo.detectors.convert import from_torchvision
 from gid_yolo.detectors.convert.torchvision_checkpoint import CATEGORIES
 from gid_yolo.engine.checkpoint import fingerprint, load_model
+from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
@@ -283,3 +284,9 @@ def test_classes_of_a_file_without_a_background_are_not_shifted() -> None:
     assert share_classes({0: "class 0", 1: "class 1"}, {0: "a", 1: "b"}).teacher == [0, 1]
     with pytest.raises(UserError, match="none of the 2 that are trained"):
         share_classes({i: f"class {i}" for i in range(3)}, {0: "a", 1: "b"})
+
+
+def test_an_fcos_is_measured_at_the_threshold_it_was_made_for(tmp_path) -> None:
+    path = tmp_path / "fcos.pth"
+    torch.save(MAKERS["fcos"](3).state_dict(), path)
+    assert thresholds(load_model(path)[0].yaml)["iou"] == FCOS(dense_backbone(), 3).nms_thresh == 0.6

@@ -22,6 +22,7 @@ from gid_yolo.detectors.convert.mmdetection_parts import (
     anchors,
     backbone,
     dense_pyramid,
+    evaluation,
     expect_deltas,
     expect_pyramid,
     expect_sigmoid,
@@ -90,7 +91,12 @@ def _retinanet(config: Section, model: Section, state: Mapping[str, Tensor]) -> 
         (r"bbox_head\.retina_reg\.(.*)", r"head.box_deltas.\1"),
     ]
     classes = num_classes(head, state, "bbox_head.retina_cls.bias", anchors=count)
-    base = {"detector": "retinanet", **backbone(config, model, state), "nc": classes}
+    base = {
+        "detector": "retinanet",
+        **backbone(config, model, state),
+        "nc": classes,
+        "train": evaluation(config, model),
+    }
     return Converted({**base, "settings": settings}, renamed(config, model, state, names))
 
 
@@ -127,7 +133,7 @@ def _fcos(config: Section, model: Section, state: Mapping[str, Tensor]) -> Conve
         zeros = {k.replace("weight", "bias"): state[k].new_zeros(len(state[k])) for k in tower}
         ours |= renamed(config, model, zeros, names)
     classes = num_classes(head, state, "bbox_head.conv_cls.bias")
-    base = {"detector": "fcos", **backbone(config, model, state), "nc": classes}
+    base = {"detector": "fcos", **backbone(config, model, state), "nc": classes, "train": evaluation(config, model)}
     return Converted({**base, "settings": settings}, ours)
 
 

@@ -110,6 +110,14 @@ def dense_pyramid(neck: Section) -> dict[str, Any]:
     }
 
 
+def evaluation(config: Section, model: Section) -> dict[str, Any]:
+    """Defaults of the converted model: the threshold of a dense head's NMS."""
+    test = model.get("test_cfg", default=config.get("test_cfg"))
+    nms = Section("test_cfg.nms", (test.get("nms") if isinstance(test, dict) else None) or {})
+    nms.expect("type", "nms", default="nms")
+    return {"iou": float(nms.get("iou_threshold", "iou_thr", default=0.5))}
+
+
 def expect_pyramid(neck: Section, *, start: int) -> None:
     """See that the pyramid is plain and of five levels."""
     neck.expect("type", "FPN")

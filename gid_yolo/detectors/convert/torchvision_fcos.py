@@ -33,6 +33,7 @@ def convert_fcos(model: Any) -> Converted:
         "detector": "fcos",
         **resnet_config(model.backbone.body, model.transform),
         "nc": classes.num_classes,
+        "train": {"iou": model.nms_thresh},
         "settings": {
             **pyramid_config(model.backbone),
             "num_convs": sum(isinstance(layer, nn.Conv2d) for layer in classes.conv),
