@@ -103,14 +103,14 @@ class TeacherStudentModel(DistillationModel):
         if self.views is None:
             raise RuntimeError("this copy of the model has no teacher, so it cannot train.")
         teacher_view, view = self.views
+        targets, size = batch_targets(batch), tuple(batch["img"].shape[-2:])  # a host sync: before the teacher's pass
+        self.has_objects = targets.valid.any()
         features, raw = view.outputs(preds)
         with torch.no_grad():
             teacher_features, teacher_raw = teacher_view.raw(batch["img"])
         self.finite, self.files = torch.stack([teacher_raw.is_finite, raw.is_finite]), batch.get("im_file", ())
         of_student, of_teacher = self.class_index or (None, None)
         teacher_raw, raw = teacher_raw.select_classes(of_teacher), raw.select_classes(of_student)
-        targets, size = batch_targets(batch), tuple(batch["img"].shape[-2:])
-        self.has_objects = targets.valid.any()
         terms, self.instances = self.projector(
             [teacher_features[i] for i in self.levels.teacher],
             [features[i] for i in self.levels.student],
