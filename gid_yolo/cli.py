@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from gid_yolo._version import __version__
-from gid_yolo.cfg import CFG_DIR, model_names
+from gid_yolo.cfg import CFG_DIR, model_names, study_names
 from gid_yolo.errors import UserError
 
-MODES = ("train", "val", "predict", "export", "benchmark", "visualize")
+MODES = ("train", "val", "predict", "export", "benchmark", "visualize", "study")
 
 HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
 
@@ -21,8 +21,10 @@ HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
   gid-export     model=runs/.../best.pt [imgsz=320]
   gid-benchmark  model=distilled.pt baseline=plain.pt teacher=teacher.pt data=my.yaml
   gid-visualize  model=student.pt teacher=teacher.pt source=images/
+  gid-study      table6 model=retina_nano teacher=retina_small.pt data=my.yaml [seeds=3] [epochs=40] ...
 
 `gid train ...` is the same as `gid-train ...`. Without data= the embedded data set is used.
+Studies: {", ".join(study_names())} (does it help on my data?), or a yaml of your own.
 Models: {", ".join(model_names())}; or a yaml of your own, with backbone=<any timm name>.
 Arguments are Ultralytics' (https://docs.ultralytics.com/usage/cfg) and these:
 """
@@ -60,6 +62,11 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
     Raises:
         UserError: What the arguments ask for cannot be done.
     """
+    if mode == "study":
+        from gid_yolo.analysis.study import study
+
+        return study(**arguments)
+
     from gid_yolo.model import GID, read_cfg  # imports torch and Ultralytics
 
     model = arguments.pop("model", None)
@@ -105,17 +112,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if mode not in MODES:
             raise UserError(f"'{mode}' is not a mode: choose from {', '.join(MODES)}.")
-        run(mode, parse(rest))
+        run(mode, {**_named_study(mode, rest), **parse(rest)})
     except UserError as error:
         print(f"gid {mode}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
-            f"gid {mode}: stopped; gid-train resume=True model=.../last.pt goes on from the last epoch.",
+            "gid study: stopped; the same command goes on."
+            if mode == "study"
+            else f"gid {mode}: stopped; gid-train resume=True model=.../last.pt goes on from the last epoch.",
             file=sys.stderr,
         )
         return 130
     return 0
+
+
+def _named_study(mode: str, words: list[str]) -> dict[str, str]:
+    """The first word of `gid-study`, taken off `words`, which says which study; nothing for other modes."""
+    if mode != "study":
+        return {}
+    if not words or "=" in words[0]:
+        raise UserError(f"say which study, e.g. gid-study verdict: {', '.join(study_names())}, or a yaml of your own.")
+    return {"name": words.pop(0)}
 
 
 def _own_arguments() -> str:
@@ -154,6 +172,11 @@ def benchmark() -> int:
 def visualize() -> int:
     """`gid-visualize`."""
     return main(["visualize", *sys.argv[1:]])
+
+
+def study() -> int:
+    """`gid-study`."""
+    return main(["study", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,12 @@ from gid_yolo.engine.checkpoint import is_checkpoint, load_model
 from gid_yolo.engine.classes import check_classes, match_classes
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError, some
+
+# What a teacher that is trained first takes over from the student's run
+CARRIED = (
+    *("imgsz", "batch", "seed", "deterministic"),
+    *("device", "workers", "cache", "amp", "project", "plots", "verbose"),
+)
 
 
 def loaded_share(teacher: DetectionModel) -> tuple[int, int]:
@@ -128,26 +134,18 @@ def find_finished_run(name: str, data: str | Path, project: str | Path | None = 
     return max(runs)[1].resolve() if runs else None
 
 
+def teacher_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of a student's run that a teacher trained for it takes over."""
+    carried = {key: args[key] for key in CARRIED if args.get(key) is not None}
+    epochs = args.get("teacher_epochs") or args.get("epochs")
+    return carried if epochs is None else {**carried, "epochs": epochs}
+
+
 def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
     """Train model `name` plainly on `data`, announced with what it takes; the run is found again next time."""
     from gid_yolo.engine.trainer import GIDTrainer  # the trainer itself needs this module
 
-    carried = (
-        "imgsz",
-        "batch",
-        "device",
-        "workers",
-        "seed",
-        "deterministic",
-        "cache",
-        "amp",
-        "project",
-        "plots",
-        "verbose",
-    )
-    overrides = {key: args[key] for key in carried if args.get(key) is not None}
-    overrides["epochs"] = args.get("teacher_epochs") or args.get("epochs")
-    overrides = {key: value for key, value in overrides.items() if value is not None}
+    overrides = teacher_args(args)
     overrides.update(
         model=name, data=str(data), task="detect", mode="train", name=f"teacher_{name}_{Path(data).parent.name}"
     )

@@ -67,19 +67,16 @@ class GIDTrainer(DistillationTrainer):
         """The settings of a new student with the teacher's anchors, without which nothing can be compared."""
         with torch.random.fork_rng(devices=[]):  # a new student draws the weights of its plain twin
             teacher = load_model(self.args.teacher, "teacher")[0].yaml
-        if teacher.get("detector") != config["detector"]:
-            return config  # refused by the preflight
-        own, theirs = config.get("settings") or {}, teacher.get("settings") or {}
-        changed = {key: theirs.get(key) for key in PRIOR_SETTINGS if own.get(key) != theirs.get(key)}
-        if not changed:
+        changed = with_anchors_of(teacher, config)
+        if changed is None:
             return config
-        settings = {key: value for key, value in own.items() if key not in PRIOR_SETTINGS}
-        settings |= {key: theirs[key] for key in PRIOR_SETTINGS if key in theirs}
+        theirs = changed["settings"]
         LOGGER.warning(
-            f"the student's anchors become the teacher's, so that their predictions correspond: {changed}. "
+            "the student's anchors become the teacher's, so that their predictions correspond: "
+            f"{ {key: theirs[key] for key in PRIOR_SETTINGS if key in theirs} }. "
             "Train a plain student to compare with from the distilled one's yaml settings."
         )
-        return {**config, "settings": settings}
+        return changed
 
     def set_model_attributes(self) -> None:
         """Freeze what the settings freeze, besides what every trainer attaches."""
@@ -135,6 +132,17 @@ class GIDTrainer(DistillationTrainer):
                 optimizer.add_param_group({**group, "params": slow, "lr": group["lr"] * factor})
         LOGGER.info(f"optimizer: the backbone learns at {factor} x lr0")
         return optimizer
+
+
+def with_anchors_of(teacher: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | None:
+    """A student's settings with the teacher's anchors; None where they are the same, or not of one kind."""
+    if teacher.get("detector") != config["detector"]:
+        return None  # refused by the preflight
+    own, theirs = config.get("settings") or {}, teacher.get("settings") or {}
+    if all(own.get(key) == theirs.get(key) for key in PRIOR_SETTINGS):
+        return None
+    settings = {key: value for key, value in own.items() if key not in PRIOR_SETTINGS}
+    return {**config, "settings": settings | {key: theirs[key] for key in PRIOR_SETTINGS if key in theirs}}
 
 
 class _Decay:

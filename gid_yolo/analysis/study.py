@@ -1,0 +1,160 @@
+"""`gid-study`: a table of the paper, or a verdict on one's own models, trained on any data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ultralytics.utils import LOGGER, SETTINGS
+
+from gid_yolo._version import __version__
+from gid_yolo.analysis.study_file import StudyFile, read_study, with_models
+from gid_yolo.analysis.study_plan import Planner, Study, family_of
+from gid_yolo.analysis.study_runs import Runner, devices_of
+from gid_yolo.analysis.study_table import Line, markdown, tabulate, verdict, write_files
+from gid_yolo.engine.classes import check_classes
+from gid_yolo.engine.config import check_keys, check_values, without_none
+from gid_yolo.errors import UserError, some
+from gid_yolo.export.evaluate import read_data
+
+OF_A_RUN = ("seed", "name", "exist_ok", "resume", "cfg", "save_dir", "mode", "task", "val")  # the study sets them
+
+
+def study(
+    name: str | Path,
+    *,
+    model: str | Sequence[str] | None = None,
+    teacher: str | Sequence[str] | None = None,
+    data: Any = None,
+    seeds: int | Sequence[int] = 3,
+    split: str = "val",
+    device: Any = None,
+    jobs: int = 1,
+    project: str | Path | None = None,
+    plan: bool = False,
+    **common: Any,
+) -> list[Line]:
+    """Train every cell of a table at an equal budget, and write the table as Markdown, CSV and JSON.
+
+    Started again, it goes on where it was stopped; runs that several tables have in common are trained once.
+
+    Args:
+        name: `table1` to `table7`, `verdict`, or a yaml in the form of those in `cfg/studies`.
+        model: The student, or one of each kind of detector that the table compares; the paper's where None.
+        teacher: Its teacher, or theirs: checkpoints, or names as `gid-train` takes them.
+        data: Data set; the embedded one where None.
+        seeds: How many seeds, counted from 0, or which.
+        split: Part of the data that results are of.
+        device: Devices, e.g. `0,1`: each trains a cell at a time.
+        jobs: Cells that share a device.
+        project: Folder of the tables and, under `runs`, of all runs; `runs/study` by default.
+        plan: Only show the runs.
+        **common: Arguments of `gid-train` for all of them.
+
+    Returns:
+        The rows with their cells, as far as runs succeeded.
+
+    Raises:
+        UserError: What is asked for cannot be done, or a run failed; the tables are written all the same.
+    """
+    file, numbers = read_study(name), seeds_of(seeds)
+    common = _check_common(file, common)
+    data_path, contents = read_data(data, split)
+    common = _one_class(file, common, contents["names"])
+    root = Path(SETTINGS["runs_dir"]) / (project or "study")
+    planner = Planner(data_path.resolve(), root.resolve() / "runs", common, numbers)
+    groups, left_out = with_models(file, _pairs(model, teacher))
+    rows = [row for group in groups for row in planner.rows(group)]
+    settings = {
+        "name": file.name, "models": planner.models, "data": str(data_path), "split": split, "seeds": numbers,
+        "arguments": common, "version": __version__,
+    }  # fmt: skip
+    whole = Study(file, tuple(rows), settings, tuple(left_out))
+    runner = Runner(planner.folder, split, devices_of(device, jobs))
+    if plan:
+        for run in whole.runs:
+            words = runner.command(run)
+            LOGGER.info(f"gid-{' '.join(words)}" if words else f"{run.name} is done")
+        return tabulate(whole, runner.results, {})
+
+    def write() -> list[Path]:
+        return write_files(whole, tabulate(whole, runner.results, runner.failed), root, runner.results)
+
+    runner.execute(whole.runs, write)
+    files, lines = write(), tabulate(whole, runner.results, runner.failed)
+    LOGGER.info(f"\n{markdown(whole, lines)}")
+    if file.name == "verdict" and (said := verdict(whole, lines)):
+        LOGGER.info(f"{said['sentence']}\n")
+    LOGGER.info(f"Table: {', '.join(str(file) for file in files)}")
+    if runner.failed:
+        raise UserError(
+            f"{len(runner.failed)} of {len(whole.runs)} runs failed, the first with: "
+            f"{next(iter(runner.failed.values()))} The logs are in {planner.folder}; the same command tries again."
+        )
+    return lines
+
+
+def seeds_of(seeds: Any) -> tuple[int, ...]:
+    """The seeds that `seeds=3` (0, 1, 2) or `seeds=[3,7]` mean.
+
+    Raises:
+        UserError: Not a positive number, or a list that is not of different whole numbers.
+    """
+    numbers = [seeds] if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    whole = isinstance(numbers, list | tuple) and all(type(n) is int and n >= 0 for n in numbers)
+    if not whole or not numbers or len(set(numbers)) < len(numbers) or (numbers is not seeds and seeds < 1):
+        raise UserError(f"seeds={seeds} must be how many, e.g. seeds=3, or a list of different ones, e.g. seeds=[3,7].")
+    return tuple(range(seeds)) if isinstance(seeds, int) else tuple(numbers)
+
+
+def _check_common(file: StudyFile, common: dict[str, Any]) -> dict[str, Any]:
+    """Refuse arguments that would undo what the study compares.
+
+    Raises:
+        UserError: An unknown argument, or one that belongs to the study or to its rows.
+    """
+    common = without_none(common)
+    check_keys(common)
+    check_values(common)
+    if own := [key for key in OF_A_RUN if key in common]:
+        raise UserError(f"{own[0]}= is what gid-study sets for each run: leave it out.")
+    if varied := sorted(file.varied & set(common)):
+        raise UserError(f"{varied[0]}= is what the rows of {file.name} differ in: leave it out.")
+    return common
+
+
+def _one_class(file: StudyFile, common: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
+    """The arguments with the only class that the study is of, where it is of one.
+
+    Raises:
+        UserError: The data has no class of that name, and no other was asked for.
+    """
+    check_classes(common.get("classes"), names)
+    if file.class_name is None or "classes" in common:
+        return common
+    index = [i for i, name in names.items() if name == file.class_name]
+    if not index:
+        raise UserError(
+            f"{file.name} is of the class {file.class_name}, which the data ({some(names.values())}) does not have: "
+            "choose one by its number, e.g. classes=[0]."
+        )
+    return {**common, "classes": index}
+
+
+def _pairs(model: Any, teacher: Any) -> list[tuple[str, str, str]]:
+    """(kind, student, teacher) of each pair.
+
+    Raises:
+        UserError: One without the other.
+    """
+    models, teachers = ([] if x is None else list(x) if isinstance(x, list | tuple) else [x] for x in (model, teacher))
+    pairs = []
+    for student, its_teacher in itertools.zip_longest(models, teachers):
+        if student is None or its_teacher is None:
+            raise UserError(
+                f"model={model} and teacher={teacher} must be pairs: a student and a teacher, or as many of both."
+            )
+        pairs.append((family_of(str(student)), str(student), str(its_teacher)))
+    return pairs

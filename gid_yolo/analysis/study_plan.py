@@ -1,0 +1,223 @@
+"""The runs of a study: what each row of its table trains, and with what seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gid_yolo.analysis.study_file import Group, StudyFile, Template
+from gid_yolo.detectors.build import model_config
+from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_model
+from gid_yolo.engine.config import model_defaults, yolo_defaults
+from gid_yolo.engine.distillable import distillable
+from gid_yolo.engine.teacher import find_finished_run, teacher_args
+from gid_yolo.engine.trainer import with_anchors_of
+from gid_yolo.errors import UserError
+from gid_yolo.model import yolo_config
+
+ONLY_DISTILLING = ("gid_", "distill", "teacher", "fitnet_", "fine_grained_", "mimicking_")  # a plain run ignores them
+OF_DATA = ("classes", "single_cls", "fraction")  # what a teacher trained for a study takes over besides
+UNTRAINED = frozenset({"device", "workers", "cache", "plots", "verbose"})  # they do not change what is learnt
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, or the evaluation of a finished checkpoint.
+
+    Attributes:
+        name: Folder of the run; it ends in a digest of what is trained, so that tables share their common runs.
+        args: Of `gid-train`; of `gid-val` where there is a `checkpoint`.
+        checkpoint: What is only evaluated, or None.
+        needs: The run whose `best.pt` is this one's teacher, or None.
+    """
+
+    name: str
+    args: dict[str, Any]
+    checkpoint: Path | None = None
+    needs: Run | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        group: Name of the group it stands in.
+        name: Its own.
+        kind: `teacher`, `plain` or `distilled`.
+        runs: By seed; a teacher has a single one.
+        paper: The paper's figures by column.
+    """
+
+    group: str
+    name: str
+    kind: str
+    runs: dict[int, Run]
+    paper: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table to be filled.
+
+    Attributes:
+        file: What the yaml says.
+        rows: In their order.
+        settings: What all runs have in common, for the report.
+        left_out: Groups of the yaml that none of the given models belongs to.
+    """
+
+    file: StudyFile
+    rows: tuple[Row, ...]
+    settings: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every run once: teachers first, then seed by seed, so that a table fills evenly."""
+        seeds = sorted({seed for row in self.rows for seed in row.runs})
+        ordered = [row.runs[seed] for seed in seeds for row in self.rows if seed in row.runs]
+        needed = [run.needs for run in ordered if run.needs]
+        return list({run.name: run for run in [*needed, *ordered]}.values())
+
+
+@dataclass
+class Planner:
+    """Makes the rows of a group.
+
+    Args:
+        data: Path of the data yaml.
+        folder: Of all runs.
+        common: Arguments of `gid-train` for every run.
+        seeds: Of the students.
+    """
+
+    data: Path
+    folder: Path
+    common: dict[str, Any]
+    seeds: Sequence[int]
+    models: dict[str, str] = field(default_factory=dict)  # as the report names them
+
+    def rows(self, group: Group) -> list[Row]:
+        """The rows of a group whose model and teacher are known."""
+        if group.model is None or group.teacher is None:
+            raise UserError("model= and teacher= are both needed: the study compares a student with and without one.")
+        teacher, needs, identity = self._teacher(group.teacher)
+        student = self._student(group.model, teacher if needs is None else group.teacher)
+        self.models[group.name] = f"{_label(group.model)} under {_label(group.teacher)}"
+        return [self._row(group, row, student, teacher, needs, identity) for row in group.rows]
+
+    def _row(self, group: Group, row: Template, student: str, teacher: Path, needs: Run | None, identity: str) -> Row:
+        paper = row.paper if group.papers else {}
+        if row.kind == "teacher":
+            run = needs or self._evaluation(group.teacher or "", teacher, identity, student)
+            return Row(group.name, row.name, row.kind, {self.seeds[0]: run}, paper)
+        if row.kind == "plain":
+            args = {k: v for k, v in self.common.items() if not k.startswith(ONLY_DISTILLING)}
+            return Row(
+                group.name, row.name, row.kind, {s: self._run(student, {**args, "seed": s}) for s in self.seeds}, paper
+            )
+        runs = {}
+        for seed in self.seeds:
+            args = {**self.common, **row.args, "seed": seed, "teacher": str(teacher)}
+            runs[seed] = self._run(student, args, needs, identity)
+        return Row(group.name, row.name, row.kind, runs, paper)
+
+    def _run(self, model: str, args: dict[str, Any], needs: Run | None = None, identity: str = "") -> Run:
+        """A training, named by what differs from the model's defaults."""
+        args = {"data": str(self.data), **args}
+        defaults = defaults_of(model)
+        telling = {k: v for k, v in args.items() if k not in UNTRAINED and (k == "data" or v != defaults.get(k))}
+        if "teacher" in telling:
+            telling["teacher"] = identity  # a file of the same weights may lie elsewhere
+        varied = [f"{key}={value}" for key, value in telling.items() if key.startswith(("gid_", "distill"))]
+        words = [_label(model), *(varied or (["gid"] if "teacher" in telling else []))]
+        return Run(
+            _name(words, args.get("seed", 0), {"model": _identity(model), **telling}),
+            {"model": model, **args},
+            None,
+            needs,
+        )
+
+    def _teacher(self, name: str) -> tuple[Path, Run | None, str]:
+        """The teacher's checkpoint, the run that trains it if there is none yet, and what tells it from others."""
+        if is_checkpoint(name):
+            network = load_model(name, "teacher")[0]
+            return Path(network.pt_path).resolve(), None, fingerprint(network)
+        args = {**teacher_args(self.common), **{key: self.common[key] for key in OF_DATA if key in self.common}}
+        own = self._run(name, args)
+        path = self.folder / own.name / "weights" / "best.pt"
+        found = Path(f"{name}.pt") if Path(f"{name}.pt").is_file() else find_finished_run(name, self.data)
+        if found is None or any(key in args for key in OF_DATA) or (self.folder / own.name).exists():
+            return path, own, own.name
+        network = load_model(found, "teacher")[0]
+        return found.resolve(), None, fingerprint(network)
+
+    def _student(self, model: str, teacher: str | Path) -> str:
+        """The student to train plainly and distilled alike: with the teacher's anchors where its own are others."""
+        if is_checkpoint(model):
+            return str(Path(model).resolve())
+        if yolo_config(model) is not None:
+            return model
+        config = model_config(model)
+        theirs = load_model(teacher, "teacher")[0].yaml if is_checkpoint(teacher) else _settings(str(teacher))
+        changed = with_anchors_of(theirs, config)
+        if changed is None:
+            return model
+        changed.pop("yaml_file", None)
+        text = yaml.safe_dump(changed, sort_keys=False)
+        path = self.folder / f"{_label(model)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    def _evaluation(self, name: str, checkpoint: Path, identity: str, student: str) -> Run:
+        """The teacher, measured as the students are."""
+        args = {key: self.common[key] for key in ("classes", "single_cls", "batch") if key in self.common}
+        args |= {"data": str(self.data), "imgsz": self.common.get("imgsz", defaults_of(student).get("imgsz", 640))}
+        return Run(_name([_label(name), "teacher"], None, {**args, "teacher": identity}), args, checkpoint)
+
+
+def defaults_of(model: str) -> dict[str, Any]:
+    """What `gid-train` takes for the arguments of a model that are not given."""
+    if is_checkpoint(model):
+        network = load_model(model)[0]
+        return yolo_defaults() if "head" in network.yaml else model_defaults(network.yaml)
+    return yolo_defaults() if yolo_config(model) is not None else model_defaults(model_config(model))
+
+
+def family_of(model: str) -> str:
+    """Kind of a model: retinanet, fcos, faster_rcnn or yolo."""
+    if is_checkpoint(model):
+        return distillable(load_model(model)[0]).family
+    return "yolo" if yolo_config(model) is not None else str(model_config(model)["detector"])
+
+
+def _identity(model: str) -> str:
+    """What tells a model from others of its name: its settings or its weights."""
+    if is_checkpoint(model):
+        return fingerprint(load_model(model)[0])
+    return json.dumps({k: v for k, v in _settings(model).items() if k != "yaml_file"}, sort_keys=True, default=str)
+
+
+def _settings(model: str) -> dict[str, Any]:
+    """What a model's yaml says, ours or Ultralytics'."""
+    return model_config(model) if (yolo := yolo_config(model)) is None else yolo
+
+
+def _label(model: str) -> str:
+    """A short name: of a `best.pt`, its run's."""
+    path = Path(model)
+    return path.parents[1].name if path.parent.name == "weights" else path.stem
+
+
+def _name(words: Sequence[str], seed: int | None, telling: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(telling, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    name = "-".join([*words, *([] if seed is None else [f"seed{seed}"]), digest])
+    return "".join(c if c.isalnum() or c in "-_+=." else "_" for c in name)

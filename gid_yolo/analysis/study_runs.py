@@ -1,0 +1,234 @@
+"""Runs of a study as processes of `gid-train` and `gid-val`, side by side, going on where they were stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from ultralytics.utils import LOGGER
+
+from gid_yolo.analysis.study_plan import Run
+from gid_yolo.engine.coco_eval import COLUMNS
+from gid_yolo.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two studies in one folder are then not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+POLL = 0.5  # seconds
+
+
+@dataclass
+class Runner:
+    """Brings every run of a study to its end.
+
+    What is done is read from the files alone, so that a study that was stopped goes on by being started again: a run
+    with results is left as it is, one with a `last.pt` is resumed, any other is trained.
+
+    Args:
+        folder: Of all runs.
+        split: Part of the data that results are of.
+        slots: Devices, one for each process that runs at a time; None leaves the choice to Ultralytics.
+    """
+
+    folder: Path
+    split: str
+    slots: Sequence[str | None]
+    failed: dict[str, str] = field(default_factory=dict)
+    waited: set[str] = field(default_factory=set)
+
+    def results(self, run: Run) -> dict[str, float] | None:
+        """The ten columns in percent of a finished run, or None."""
+        try:
+            found = json.loads(self._results_file(run).read_text())
+        except (OSError, ValueError):
+            return None
+        return {name: found[name] for name in COLUMNS} if found.get("split") == self.split else None
+
+    def command(self, run: Run) -> list[str] | None:
+        """What is to be done next for a run, as words of a command; None where it has its results."""
+        if self.results(run) is not None:
+            return None
+        home, args = self.folder / run.name, dict(run.args)
+        place = {"project": home.parent, "name": home.name, "exist_ok": True}
+        best, last = home / "weights" / "best.pt", home / "weights" / "last.pt"
+        if run.checkpoint is not None:
+            return ["val", *_words({"model": run.checkpoint, "split": self.split, "plots": False, **args, **place})]
+        if (home / "coco_metrics.json").is_file() or (last.is_file() and _finished(last)):
+            file = self._results_file(run)
+            place |= {"project": file.parents[1], "name": file.parent.name}
+            return ["val", *_words({"model": best, "data": args["data"], "split": self.split, "plots": False, **place})]
+        if last.is_file():
+            moved = {"teacher": args["teacher"]} if "teacher" in args else {}
+            return ["train", "resume=True", *_words({"model": last, **moved})]
+        return ["train", *_words({"plots": False, **args, **place})]
+
+    def execute(self, runs: Sequence[Run], report: Callable[[], Any]) -> None:
+        """Run all that is not done, and call `report` after each that ends; failures are kept in `failed`."""
+        self.failed.clear()
+        waiting = deque(run for run in runs if self.results(run) is None)
+        total, done, began = len(waiting), 0, time.time()
+        LOGGER.info(f"{len(runs) - total} of {len(runs)} runs are done, {total} are left, {len(self.slots)} at a time.")
+        free, running = list(range(len(self.slots))), []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            while waiting or running:
+                for _ in range(len(waiting)):
+                    if not free:
+                        break
+                    run = waiting.popleft()
+                    process = self._start(run, self.slots[free[-1]])
+                    if process is not None:
+                        running.append(process)
+                        process.slot = free.pop()
+                    elif self._over(run):
+                        done += 1
+                        report()
+                    else:
+                        waiting.append(run)
+                time.sleep(POLL)
+                for process in [p for p in running if p.process.poll() is not None]:
+                    running.remove(process)
+                    free.append(process.slot)
+                    self._judge(process)
+                    if not self._over(process.run):
+                        waiting.appendleft(process.run)  # trained; its results on another split are to come
+                        continue
+                    done += 1
+                    left = (time.time() - began) / done * (total - done)
+                    LOGGER.info(f"[{done}/{total}] {self._say(process)}; {_duration(left)} left")
+                    report()
+        finally:
+            for process in running:  # an interrupted study leaves no process behind
+                process.process.terminate()
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.process.wait(timeout=20)
+                process.process.kill()
+
+    def _start(self, run: Run, device: str | None) -> _Process | None:
+        """A run's next process; None where there is none, it waits for its teacher, or another study trains it."""
+        if run.needs and run.needs.name in self.failed:
+            self.failed[run.name] = "its teacher could not be trained"
+        if run.name in self.failed or (run.needs and self.results(run.needs) is None):
+            return None
+        log = (self.folder / f"{run.name}.log").open("a", encoding="utf-8")
+        with log:
+            if not _locked(log):
+                if run.name not in self.waited:
+                    LOGGER.info(f"{run.name}: another study is at it; its results are waited for.")
+                self.waited.add(run.name)
+                return None
+            words = self.command(run)
+            if words is None:
+                return None
+            if device is not None:
+                words.append(f"device={device}")
+            log.write(f"\n$ gid-{' '.join(words)}\n")
+            log.flush()
+            command = [sys.executable, "-m", "gid_yolo.cli", *words]
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        return _Process(run, words, process, Path(log.name))
+
+    def _judge(self, process: _Process) -> None:
+        """Note a run as failed whose process ended badly, or well without doing what it was for."""
+        code = process.process.returncode
+        if code:
+            self.failed[process.run.name] = _reason(process.log) or f"exit status {code}"
+        elif (again := self.command(process.run)) and again[:2] == process.words[:2]:
+            self.failed[process.run.name] = f"gid-{process.words[0]} ended without results"
+
+    def _over(self, run: Run) -> bool:
+        return run.name in self.failed or self.results(run) is not None
+
+    def _say(self, process: _Process) -> str:
+        found = self.results(process.run)
+        end = (
+            f"FAILED: {self.failed.get(process.run.name)} ({process.log})"
+            if found is None
+            else f"mAP {found['mAP']:.1f}"
+        )
+        return f"{process.run.name}: {end}"
+
+    def _results_file(self, run: Run) -> Path:
+        """Where `gid-train` (of the validation split) or `gid-val` writes a run's ten columns."""
+        home = self.folder / run.name
+        other = run.checkpoint is None and self.split != "val"
+        return (home / self.split if other else home) / "coco_metrics.json"
+
+
+@dataclass
+class _Process:
+    run: Run
+    words: list[str]
+    process: subprocess.Popen[bytes]
+    log: Path
+    slot: int = 0
+
+
+def devices_of(device: Any, jobs: int) -> list[str | None]:
+    """A slot for each process that may run at a time: `jobs` on each of the devices (`0,1`, `[0, 1]`, `cpu`).
+
+    Raises:
+        UserError: `jobs` is no positive number.
+    """
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise UserError(f"jobs={jobs} must be a whole number of at least 1: the runs that share a device.")
+    if isinstance(device, list | tuple):
+        names: list[str | None] = [str(d) for d in device]
+    else:
+        names = [None] if device is None else [part.strip() for part in str(device).strip("[]()").split(",")]
+    if None in names and torch.cuda.is_available():
+        names = ["0"]
+    return names * jobs
+
+
+def _words(arguments: dict[str, Any]) -> Iterator[str]:
+    return (f"{key}={value}" for key, value in arguments.items() if value is not None)
+
+
+def _finished(last: Path) -> bool:
+    """True where training came to its end, after which Ultralytics takes the optimiser out of the file."""
+    from gid_yolo.engine.checkpoint import load_any
+
+    try:
+        return load_any(last)[1].get("optimizer") is None
+    except UserError as error:  # half a file: the machine went down while it was written
+        LOGGER.warning(f"{error} The run begins anew.")
+        last.unlink()
+        return False
+
+
+def _locked(log: IO[str]) -> bool:
+    """Whether the run is this study's: the lock lives on in the process that writes to the file, until it ends."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _reason(log: Path) -> str | None:
+    """The last sentence that a command ended with."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
+        lines = [line.strip() for line in file.read().decode(errors="replace").replace("\r", "\n").splitlines()]
+    lines = [line for line in lines if line]
+    return lines[-1][:300] if lines else None
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -1,0 +1,209 @@
+"""What a study found: its table as Markdown, CSV and JSON, with the paper's figures beside, and the verdict."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gid_yolo.analysis.statistics import CONFIDENCE, Gain, Spread, paired_gain, seeds_needed, spread
+from gid_yolo.analysis.study_plan import Row, Run, Study
+from gid_yolo.export.report import replace_file
+
+Results = Callable[[Run], dict[str, float] | None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One column of one row.
+
+    Attributes:
+        values: Result of each seed that is done, in percent; a size range without objects has none.
+        spread: Of those.
+        gain: Over the plain student of the group; None for itself, the teacher, and where one of both is missing.
+        paper: The paper's figure.
+        paper_gain: Over its plain student.
+    """
+
+    values: dict[int, float]
+    spread: Spread | None
+    gain: Gain | None
+    paper: float | None
+    paper_gain: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row with its cells by column, and why runs of it failed."""
+
+    row: Row
+    cells: dict[str, Cell]
+    failures: tuple[str, ...]
+
+
+def tabulate(study: Study, results: Results, failed: dict[str, str]) -> list[Line]:
+    """The rows with what is done so far."""
+    lines = []
+    for row in study.rows:
+        plain = next(other for other in study.rows if other.group == row.group and other.kind == "plain")
+        cells = {column: _cell(column, row, plain, results) for column in study.file.columns}
+        lines.append(Line(row, cells, tuple(sorted({failed[r.name] for r in row.runs.values() if r.name in failed}))))
+    return lines
+
+
+def _cell(column: str, row: Row, plain: Row, results: Results) -> Cell:
+    values, baseline = _values(column, row, results), _values(column, plain, results)
+    compared = row.kind == "distilled"
+    paper, papers_plain = row.paper.get(column), plain.paper.get(column)
+    return Cell(
+        values,
+        spread(list(values.values())),
+        paired_gain(values, baseline) if compared else None,
+        paper,
+        paper - papers_plain if compared and paper is not None and papers_plain is not None else None,
+    )
+
+
+def _values(column: str, row: Row, results: Results) -> dict[int, float]:
+    found = {seed: results(run) for seed, run in row.runs.items()}
+    return {seed: columns[column] for seed, columns in found.items() if columns and columns[column] >= 0}
+
+
+def markdown(study: Study, lines: Sequence[Line]) -> str:
+    """The table with what has to be known to read it; aligned, so that a terminal shows it well too."""
+    columns = study.file.columns
+    head = ["", *columns, f"gain in {columns[0]}", "seeds"]
+    body: list[list[str]] = []
+    groups = list(dict.fromkeys(row.group for row in study.rows))
+    for group in groups:
+        if len(groups) > 1:
+            body.append([f"**{group}**", *[""] * (len(head) - 1)])
+        own = [line for line in lines if line.row.group == group]
+        body += [_body(line, columns) for line in own]
+        if len(columns) > 1:
+            body.append(["gain of the last", *(_gain(own[-1].cells[c], digits=1) for c in columns), "", ""])
+    widths = [max(len(cells[i]) for cells in [head, *body]) for i in range(len(head))]
+    rows = [head, ["-" * width for width in widths], *body]
+    table = "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |" for cells in rows
+    )
+    return "\n\n".join([f"## {study.file.title}", _legend(study), table, *_notes(study, lines)]) + "\n"
+
+
+def _legend(study: Study) -> str:
+    s, percent = study.settings, f"{CONFIDENCE:.0%}"
+    models = "; ".join(f"{group}: {pair}" if len(s["models"]) > 1 else pair for group, pair in s["models"].items())
+    trained = ", ".join(f"{key}={value}" for key, value in s["arguments"].items()) or "default arguments"
+    text = (
+        f"{models}, on {Path(s['data']).name}, {trained}; AP in percent on {s['split']}, of each run's best.pt. Mean ± "
+        f"standard deviation over seeds; gain over the plain student, paired by seed, with its {percent} interval."
+    )
+    if any(row.paper for row in study.rows):
+        text += f" In brackets the paper's figure ({study.file.paper})."
+    return text
+
+
+def _notes(study: Study, lines: Sequence[Line]) -> Iterable[str]:
+    for line in lines:
+        for reason in line.failures:
+            yield f"FAILED: {line.row.group}, {line.row.name}: {reason}"
+    if study.left_out:
+        yield f"Left out: {', '.join(study.left_out)}; give model= and teacher= of that kind too, e.g. model=[a,b]."
+    if any(0 < len(line.cells[study.file.columns[0]].values) < len(line.row.runs) for line in lines):
+        yield "Not all runs are done: the same command goes on."
+
+
+def _body(line: Line, columns: Sequence[str]) -> list[str]:
+    first = line.cells[columns[0]]
+    done, wanted = len(first.values), len(line.row.runs)
+    seeds = "" if line.row.kind == "teacher" else str(done) if done == wanted else f"{done} of {wanted}"
+    return [line.row.name, *(_mean(line.cells[c]) for c in columns), _gain(first), seeds]
+
+
+def _mean(cell: Cell) -> str:
+    text = "-" if cell.spread is None else f"{cell.spread.mean:.1f}"
+    if cell.spread and cell.spread.std is not None:
+        text += f" ± {cell.spread.std:.1f}"
+    return text if cell.paper is None else f"{text} ({cell.paper:.1f})"
+
+
+def _gain(cell: Cell, digits: int = 1) -> str:
+    text = ""
+    if gain := cell.gain:
+        text = f"{gain.mean:+.{digits}f}"
+        if gain.low is not None:
+            text += f" [{gain.low:+.{digits}f}, {gain.high:+.{digits}f}]"
+    return text if cell.paper_gain is None else f"{text} ({cell.paper_gain:+.1f})".strip()
+
+
+def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
+    """Whether the last row of a study with one group gained, by how much, and how certain that is.
+
+    Returns:
+        `verdict` (helped, harmed, undecided, or one seed), a sentence, and the numbers; None while a run is missing.
+    """
+    column, line = study.file.columns[0], lines[-1]
+    gain = line.cells[column].gain
+    if gain is None or len({row.group for row in study.rows}) > 1:
+        return None
+    size = f"{gain.mean:+.1f} {column}"
+    if gain.low is None or gain.high is None:
+        word, text = "one seed", f"One seed says {size}, and nothing about how certain that is: give seeds=3 or more."
+    else:
+        size += f" ({CONFIDENCE:.0%} interval {gain.low:+.1f} to {gain.high:+.1f}, {gain.count} seeds)"
+        if gain.certain:
+            word = "helped" if gain.mean > 0 else "harmed"
+            text = f"Distillation {word}: {size}."
+        else:
+            word, needed = "undecided", seeds_needed(gain)
+            more = f"about {needed} seeds" if needed else "more than 1000 seeds"
+            text = f"Undecided: {size}. A gain of this size and spread would take {more} to be certain of."
+    teacher = next((other for other in lines if other.row.kind == "teacher"), None)
+    mean, best = line.cells[column].spread, teacher.cells[column].spread if teacher else None
+    if mean and best and best.mean > 0:
+        text += f" The distilled student has {mean.mean / best.mean:.0%} of its teacher's {column}."
+    return {"verdict": word, "sentence": text, "column": column, **asdict(gain)}
+
+
+def write_files(study: Study, lines: Sequence[Line], folder: Path, results: Results) -> list[Path]:
+    """The table as `.md`, `.csv` (a line for each row and column) and `.json` (with every seed's result)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = verdict(study, lines) if study.file.name == "verdict" else None
+    text = markdown(study, lines) + (f"\n**{said['sentence']}**\n" if said else "")
+    contents = {
+        "study": study.file.name,
+        "title": study.file.title,
+        "paper": study.file.paper,
+        "settings": study.settings,
+        "left_out": study.left_out,
+        "verdict": said,
+        "rows": [_json(line, results) for line in lines],
+    }
+    files = [folder / f"{study.settings['name']}.{suffix}" for suffix in ("md", "csv", "json")]
+    replace_file(files[0], lambda part: part.write_text(text, encoding="utf-8"))
+    replace_file(files[1], lambda part: _write_csv(lines, part))
+    dumped = json.dumps(contents, indent=2, default=str) + "\n"
+    replace_file(files[2], lambda part: part.write_text(dumped, encoding="utf-8"))
+    return files
+
+
+def _json(line: Line, results: Results) -> dict[str, Any]:
+    runs = {seed: {"run": run.name, "args": run.args, "results": results(run)} for seed, run in line.row.runs.items()}
+    row = {"group": line.row.group, "name": line.row.name, "kind": line.row.kind, "failures": line.failures}
+    return {**row, "columns": {column: asdict(cell) for column, cell in line.cells.items()}, "runs": runs}
+
+
+def _write_csv(lines: Sequence[Line], path: Path) -> None:
+    numbers = ("mean", "std", "seeds", "gain", "gain_low", "gain_high", "paper", "paper_gain")
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("group", "row", "kind", "column", *numbers))
+        for line in lines:
+            for column, cell in line.cells.items():
+                mean = (cell.spread.mean, cell.spread.std, cell.spread.count) if cell.spread else (None, None, 0)
+                gain = (cell.gain.mean, cell.gain.low, cell.gain.high) if cell.gain else (None, None, None)
+                values = [None if x is None else round(x, 4) for x in (*mean, *gain, cell.paper, cell.paper_gain)]
+                writer.writerow((line.row.group, line.row.name, line.row.kind, column, *values))
