@@ -20,6 +20,7 @@ from gid_yolo.engine.config import (
     DEFAULTS,
     check_keys,
     check_values,
+    check_weights,
     thresholds,
     ultralytics_args,
     without_none,
@@ -118,6 +119,7 @@ class GID(Model):
         check_device(kwargs.get("device"))
         if not kwargs.get("resume"):
             check_values(kwargs)
+            check_weights(kwargs)  # before a teacher is trained
             kwargs["data"] = str(resolve_data(kwargs.get("data") or self.overrides.get("data")))
             if kwargs.get("teacher") and kwargs.get("distill") != "none":
                 kwargs["teacher"] = str(resolve_teacher(kwargs["teacher"], kwargs["data"], kwargs))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from gid_yolo.ops.losses import mean_over_images
+from gid_yolo.ops.precision import wide
 
 # The level rule of the FPN paper: a 224 px instance is cropped from P4, in images of 800 x 1333 px.
 CANONICAL_SIZE, CANONICAL_LEVEL, CANONICAL_AREA = 224.0, 4, 800 * 1333
@@ -40,11 +41,14 @@ def plan_rois(boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int]
     image's area, so that small inputs do not crop everything from the finest level.
 
     Args:
-        boxes: (B, K, 4) xyxy in input pixels.
+        boxes: (B, K, 4) xyxy in input pixels; one that is not finite counts as (0, 0, 0, 0).
         strides: Pixels per cell of each level; the level nearest to the wanted one is taken, of equal ones the first.
         image_size: (height, width) of the input.
     """
     batch, k = boxes.shape[:2]
+    boxes = wide(boxes)
+    # At a NaN or an infinite corner RoIAlign reads outside its map, which ends the process without a word
+    boxes = boxes.where(boxes.isfinite().all(-1, keepdim=True), 0.0)
     image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype).repeat_interleave(k)  # (B*K,)
     flat = boxes.reshape(-1, 4)
     area = ((flat[:, 2] - flat[:, 0]) * (flat[:, 3] - flat[:, 1])).clamp(min=1.0)
@@ -154,11 +158,11 @@ def feature_loss(teacher: Tensor, student: Tensor, valid: Tensor, *, normalize: 
             released code does.
 
     Returns:
-        Scalar, the mean over images; 0 for an image without instances.
+        Scalar in at least float32, the mean over images; 0 for an image without instances.
     """
     if normalize not in {"instance", "pixel"}:
         raise ValueError(f"normalize={normalize} must be instance or pixel.")
-    squared = (teacher.float() - student.float()).square().flatten(2).sum(-1)  # (B, K); overflows fp16
+    squared = (wide(teacher) - wide(student)).square().flatten(2).sum(-1)  # (B, K); overflows float16
     if normalize == "pixel":
         squared = squared / (teacher.shape[-2] * teacher.shape[-1])
     return mean_over_images(squared, valid)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from gid_yolo.ops.losses import mean_over_images
+from gid_yolo.ops.precision import wide
 from gid_yolo.ops.structures import Targets
 
 PSI = 0.5  # their threshold factor
@@ -44,10 +45,10 @@ def fine_grained_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], mask
         mask: (B, N) bool, N = sum of H_l W_l, from `imitation_mask`.
 
     Returns:
-        Scalar in fp32, the mean over images; 0 for an image without a masked location.
+        Scalar in at least float32, the mean over images; 0 for an image without a masked location.
     """
     distances = [
-        (t.float() - s.float()).square().sum(1).flatten(1) / 2  # (B, H_l W_l)
+        (wide(t) - wide(s)).square().sum(1).flatten(1) / 2  # (B, H_l W_l)
         for t, s in zip(teacher, student, strict=True)
     ]
     return mean_over_images(torch.cat(distances, dim=1), mask)

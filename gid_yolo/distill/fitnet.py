@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gid_yolo.ops.precision import wide
+
 
 def fitnet_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
     """Hint loss: half the squared distance of whole maps, averaged over each map's elements.
@@ -18,7 +20,7 @@ def fitnet_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
         student: L maps of the same shape, adapted.
 
     Returns:
-        Scalar, in fp32.
+        Scalar in at least float32.
     """
-    levels = [(t.float() - s.float()).square().mean() / 2 for t, s in zip(teacher, student, strict=True)]
+    levels = [(wide(t) - wide(s)).square().mean() / 2 for t, s in zip(teacher, student, strict=True)]
     return torch.stack(levels).mean()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from gid_yolo.ops.precision import wide
 from gid_yolo.ops.structures import GeneralInstances
 
 _REMOVED = -1.0  # below every GI score, which lies in [0, 1]
@@ -13,7 +14,7 @@ _REMOVED = -1.0  # below every GI score, which lies in [0, 1]
 
 def gi_scores(teacher_scores: Tensor, student_scores: Tensor) -> Tensor:
     """Equation 1: (B, R) the largest absolute difference over classes, from two (B, R, C) of probabilities."""
-    low, high = (teacher_scores.float() - student_scores.float()).aminmax(dim=-1)
+    low, high = (wide(teacher_scores) - wide(student_scores)).aminmax(dim=-1)
     return torch.maximum(high, -low)
 
 
@@ -40,6 +41,10 @@ def select_general_instances(
     k - 1 kept boxes leave over, and K rounds of "take the best, remove what it overlaps" give the first K of them
     without ever sorting or comparing all pairs: O(K R) time, the same kernels for every image, no host sync.
 
+    Scores are subtracted in at least float32. Those of models that ran in half precision are rounded before they come
+    here: of two whose differences are closer than that, half precision may choose the other, and so other instances
+    than float32 does. A prediction whose score or box is NaN or infinite is never an instance.
+
     Args:
         teacher_scores: (B, R, C) class probabilities in [0, 1].
         student_scores: (B, R, C) likewise.
@@ -65,9 +70,9 @@ def select_general_instances(
     batch, count = teacher_scores.shape[:2]
     boxes = gi_boxes(teacher_scores, student_scores, teacher_boxes, student_boxes)  # (B, R, 4)
     rounds = min(top_k, count)
-    scores = boxes.new_full((batch, top_k), _REMOVED, dtype=torch.float32)
+    remaining = _candidates(teacher_scores, student_scores, boxes) if rounds else boxes.new_zeros(batch, count).float()
+    scores = remaining.new_full((batch, top_k), _REMOVED)
     indices = torch.zeros(batch, top_k, dtype=torch.long, device=boxes.device)
-    remaining = gi_scores(teacher_scores, student_scores).nan_to_num(_REMOVED) if rounds else scores
     for k in range(rounds):
         best, index = remaining.max(dim=1, keepdim=True)  # (B, 1); the first of equals
         box = boxes.gather(1, index[..., None].expand(-1, -1, 4))  # (B, 1, 4)
@@ -81,3 +86,10 @@ def select_general_instances(
     return GeneralInstances(
         boxes=chosen.masked_fill(~valid[..., None], 0.0), scores=scores.clamp(min=0.0), indices=indices, valid=valid
     )
+
+
+def _candidates(teacher_scores: Tensor, student_scores: Tensor, boxes: Tensor) -> Tensor:
+    """(B, R) GI scores; `_REMOVED` where the score or the (B, R, 4) box is not finite."""
+    scores = gi_scores(teacher_scores, student_scores).nan_to_num(_REMOVED, posinf=_REMOVED)
+    # A sum is not finite where a corner is not: one pass, and nothing the size of the boxes is written
+    return scores.masked_fill(~boxes.sum(-1, dtype=scores.dtype).isfinite(), _REMOVED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gid_yolo.ops.losses import mean_over_images
+from gid_yolo.ops.precision import wide
 
 
 def mimicking_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
@@ -16,7 +17,7 @@ def mimicking_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
         valid: (B, N) True for a proposal.
 
     Returns:
-        Scalar in fp32, the mean over images; 0 for an image without a proposal.
+        Scalar in at least float32, the mean over images; 0 for an image without a proposal.
     """
-    distance = (teacher.float() - student.float()).square().flatten(2).mean(-1) / 2  # (B, N)
+    distance = (wide(teacher) - wide(student)).square().flatten(2).mean(-1) / 2  # (B, N)
     return mean_over_images(distance, valid)

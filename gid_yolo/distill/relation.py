@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gid_yolo.ops.precision import wide
+
 
 def normalised_distances(features: Tensor, pairs: Tensor) -> Tensor:
     """Euclidean distances between the instances of each image, divided by their mean phi.
@@ -15,9 +17,9 @@ def normalised_distances(features: Tensor, pairs: Tensor) -> Tensor:
         pairs: (B, K, K) bool, the pairs i != j of real instances.
 
     Returns:
-        (B, K, K) in fp32; 0 where not a pair.
+        (B, K, K) in at least float32; 0 where not a pair.
     """
-    flat = features.float().flatten(2)  # (B, K, D)
+    flat = wide(features).flatten(2)  # (B, K, D)
     # The matrix-product form of the distance loses all digits where two instances nearly coincide
     distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").where(pairs, 0.0)
     phi = distance.sum((1, 2), keepdim=True) / pairs.sum((1, 2), keepdim=True).clamp(min=1)  # (B, 1, 1)
@@ -40,7 +42,7 @@ def relation_loss(teacher: Tensor, student: Tensor, valid: Tensor, *, reduction:
         raise ValueError(f"reduction={reduction} must be mean or sum.")
     k = valid.shape[1]
     pairs = valid[:, :, None] & valid[:, None, :] & ~torch.eye(k, dtype=torch.bool, device=valid.device)  # (B, K, K)
-    with torch.autocast(student.device.type, enabled=False):  # distances in fp32
+    with torch.autocast(student.device.type, enabled=False):  # distances are not rounded
         target = normalised_distances(teacher, pairs).detach()
         loss = F.smooth_l1_loss(normalised_distances(student, pairs), target, reduction="none").sum((1, 2))  # (B,)
     if reduction == "mean":

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_area, box_iou
 
+from gid_yolo.ops.precision import wide
 from gid_yolo.ops.structures import GeneralInstances, Targets
 
 TYPES = ("pos", "semi", "neg")
@@ -21,7 +22,7 @@ POSITIVE_IOU, SEMI_IOP, NEGATIVE_IOP = 0.5, 0.7, 0.3
 @torch.no_grad()
 def classify(instances: GeneralInstances, targets: Targets) -> GeneralInstances:
     """Equation 11: the instances with their `types`, by their largest IoU and IoP with an object of their image."""
-    boxes, valid = instances.boxes, targets.valid[:, None]  # (B, K, 4), (B, 1, M)
+    boxes, valid = wide(instances.boxes), targets.valid[:, None]  # (B, K, 4), (B, 1, M)
     truth = targets.boxes.to(boxes)
     iou, iop = (
         F.pad(overlap.nan_to_num(0.0).masked_fill(~valid, 0.0), (0, 1)).amax(-1)  # (B, K); 0 without objects

@@ -13,7 +13,7 @@ from gid_yolo.cfg import CFG_DIR, load_yaml
 from gid_yolo.detectors.build import built_in_limits, model_config
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.distill.types import parse_types
-from gid_yolo.errors import UserError
+from gid_yolo.errors import UserError, some
 
 _FILE = load_yaml(CFG_DIR / "default.yaml")
 OWN_KEYS = frozenset(_FILE) - frozenset(DEFAULT_CFG_DICT)
@@ -26,6 +26,13 @@ _NOT_NEGATIVE = (
     *("gid_iou", "ema_decay", "conf", "iou"),
 )
 _POSITIVE_INT = ("gid_roi_size", "gid_adapt_kernel", "gid_top_k", "teacher_sample", "max_det")
+_WEIGHTS = {
+    "gid": ("gid_feature", "gid_relation", "gid_response"),
+    "fitnet": ("fitnet_weight",),
+    "fine_grained": ("fine_grained_weight",),
+    "mimicking": ("mimicking_weight",),
+}
+_PARTS = ("alpha", "beta")  # of the response loss
 MIN_IMGSZ = 64
 YOLO_VALIDATION_CONF = 0.001  # what Ultralytics' validator takes where none is given
 
@@ -115,6 +122,37 @@ def check_values(args: dict[str, Any]) -> None:
             raise UserError(
                 f"imgsz={args['imgsz']} is too small for a pyramid of strides 8 to 128: use at least {MIN_IMGSZ}."
             )
+
+
+def check_weights(args: Mapping[str, Any]) -> None:
+    """Refuse to train under a teacher by a method whose weight is 0: it would silently not happen.
+
+    Single terms of GID may be off, as in table 6. A weight that `args` do not name is on.
+
+    Args:
+        args: Whose values `check_values` has passed.
+
+    Raises:
+        UserError: A method of `distill=` without any term that is on, or a response loss of which no part is.
+    """
+    if not args.get("teacher"):
+        return
+    methods = parse_methods(str(args.get("distill", DEFAULTS["distill"]) or "none"))
+    for method in methods:
+        keys = _WEIGHTS[method]
+        if any(args.get(key, 1.0) for key in keys):
+            continue
+        others = "+".join(name for name in methods if name != method)
+        instead = f"distill={others} leaves {method} out" if others else "distill=none trains plainly under the teacher"
+        raise UserError(
+            f"distill={'+'.join(methods)} asks for {method}, but {some(keys)} {'is' if len(keys) == 1 else 'are'} 0: "
+            f"give {'it' if len(keys) == 1 else 'one of them'} a weight; {instead}."
+        )
+    if "gid" in methods and args.get("gid_response", 1.0) and not any(args.get(f"gid_{x}", 1.0) for x in _PARTS):
+        raise UserError(
+            f"gid_response={args.get('gid_response', 1.0)} is on, but gid_alpha and gid_beta, the weights of its class "
+            "and its box part, are both 0: give one of them a weight, or set gid_response=0."
+        )
 
 
 def ultralytics_args(args: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gid_yolo._version import __version__
 from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
-from gid_yolo.engine.config import check_keys, check_values, without_none
+from gid_yolo.engine.config import check_keys, check_values, check_weights, without_none
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.figure4 import Figure4
@@ -56,7 +56,9 @@ class DistillationTrainer(DetectionTrainer):
         self.adaptation_state: dict[str, torch.Tensor] | None = None
         defaults = self.defaults_for(None if overrides.get("resume") else overrides.get("model"))
         try:
-            check_values(vars(get_cfg(defaults, overrides)))
+            merged = vars(get_cfg(defaults, overrides))
+            check_values(merged)
+            check_weights(merged)
         except (TypeError, ValueError) as error:
             raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
         super().__init__(defaults, overrides, _callbacks)

@@ -242,25 +242,29 @@ def _has_nothing(model: TeacherStudentModel, name: str) -> bool:
 def check_finite(trainer: DistillationTrainer) -> None:
     """After every training step: a NaN among the predictions would make every loss one.
 
-    A student that has a checkpoint to go back to is left to Ultralytics, which does so at the end of the epoch. With
-    several processes the first one's images are looked at.
+    Of finite predictions a term can still overflow, for adaptations compute in half precision under autocast. A student
+    that has a checkpoint to go back to is left to Ultralytics, which does so at the end of the epoch. With several
+    processes the first one's images are looked at.
 
     Raises:
-        UserError: The teacher predicted NaN or infinite values, or the student in the first epoch of the run.
+        UserError: The teacher predicted NaN or infinite values; or the student did, or a term became one, in the first
+            epoch of the run.
     """
     model: Any = unwrap_model(trainer.model)
-    teacher, student = model.finite.tolist()  # the progress bar has just waited for the same step
-    if teacher and student:
+    teacher, student, *terms = model.finite.tolist()  # the progress bar has just waited for the same step
+    if teacher and student and all(terms):
         return
-    who, remedy = (
-        ("student", "lower lr0, lengthen warmup_epochs, or set amp=False")
-        if teacher
-        else ("teacher", "its weights or these images are damaged; see what gid-val says of it")
-    )
-    sentence = (
-        f"the {who} predicted NaN or infinite values in epoch {trainer.epoch + 1} on a batch of "
-        f"{some(model.files)}: {remedy}."
-    )
+    if not teacher:
+        event = "the teacher predicted NaN or infinite values"
+        remedy = "its weights or these images are damaged; see what gid-val says of it"
+    elif not student:
+        event = "the student predicted NaN or infinite values"
+        remedy = "lower lr0, lengthen warmup_epochs, or set amp=False"
+    else:
+        names = ", ".join(name for name, finite in zip(model.term_names, terms, strict=True) if not finite)
+        event = f"{names} became NaN or infinite, of finite predictions of both models,"
+        remedy = "the features are too large for half precision: set amp=False, or lower lr0"
+    sentence = f"{event} in epoch {trainer.epoch + 1} on a batch of {some(model.files)}: {remedy}."
     if not teacher or trainer.epoch == trainer.start_epoch:
         raise UserError(sentence)
     LOGGER.warning(sentence)

@@ -55,7 +55,7 @@ class TeacherStudentModel(DistillationModel):
         self.levels = share_levels(self.views[1], self.views[0])
         self.instances: GeneralInstances | None = None  # of the last training batch
         self.sketch: tuple[Any, ...] | None = None  # set to () to keep what figure 4 draws of the next batch
-        self.finite: Tensor | None = None  # (2,) of the teacher's and the student's predictions for that batch
+        self.finite: Tensor | None = None  # (2 + N,) teacher's and student's predictions for that batch, and N terms
         self.files: Sequence[str] = ()  # of that batch
         self.has_objects: Tensor | None = None  # whether that batch has any
         self.probe: dict[str, tuple[float, float]] | None = None  # preflight: set to {} to record one step
@@ -108,7 +108,7 @@ class TeacherStudentModel(DistillationModel):
         features, raw = view.outputs(preds)
         with torch.no_grad():
             teacher_features, teacher_raw = teacher_view.raw(batch["img"])
-        self.finite, self.files = torch.stack([teacher_raw.is_finite, raw.is_finite]), batch.get("im_file", ())
+        finite, self.files = [teacher_raw.is_finite, raw.is_finite], batch.get("im_file", ())
         of_student, of_teacher = self.class_index or (None, None)
         teacher_raw, raw = teacher_raw.select_classes(of_teacher), raw.select_classes(of_student)
         terms, self.instances = self.projector(
@@ -122,6 +122,7 @@ class TeacherStudentModel(DistillationModel):
             targets=targets,
             proposals=lambda: view.proposals(features, raw, targets, size),
         )
+        self.finite = torch.stack([*finite, *(term.detach().isfinite() for term in terms.values())])
         counts = {} if self.instances is None else count_types(self.instances)
         if self.sketch is not None and (gid := self.projector.gid) is not None:
             shapes = [tuple(x.shape[-2:]) for x in features] if gid.aligned else None

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from gid_yolo.ops.precision import wide
+
 # The decoded width may grow at most from a 16 px anchor to a 1000 px image: it keeps exp() finite early in training
 # (the constant of Detectron and torchvision).
 MAX_LOG_SCALE = math.log(1000.0 / 16)
@@ -39,7 +41,7 @@ def encode_deltas(boxes: Tensor, anchors: Tensor) -> Tensor:
 def decode_deltas(deltas: Tensor, anchors: Tensor) -> Tensor:
     """Invert `encode_deltas`: (..., R, 4) deltas on (R, 4) anchors to xyxy boxes in pixels, in at least float32."""
     anchor = xyxy_to_xywh(anchors)
-    deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))  # half precision cannot hold 1/8 px at 640
+    deltas = wide(deltas)
     centre = anchor[..., :2] + deltas[..., :2] * anchor[..., 2:]
     half = anchor[..., 2:] * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2
     return torch.cat([centre - half, centre + half], dim=-1)

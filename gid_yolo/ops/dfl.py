@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gid_yolo.ops.points import decode_ltrb
+from gid_yolo.ops.precision import wide
 
 
 def decode_dfl(regression: Tensor, priors: Tensor) -> Tensor:
@@ -22,6 +23,7 @@ def decode_dfl(regression: Tensor, priors: Tensor) -> Tensor:
     bins = regression.shape[-1] // 4
     if bins == 1:
         return decode_ltrb(regression, priors)
-    wide = regression.to(torch.promote_types(regression.dtype, torch.float32))
-    distance = torch.arange(bins, device=wide.device, dtype=wide.dtype)
-    return decode_ltrb(wide.unflatten(-1, (4, bins)).softmax(-1) @ distance, priors)
+    logits = wide(regression).unflatten(-1, (4, bins))
+    distance = torch.arange(bins, device=logits.device, dtype=logits.dtype)
+    # Not a matrix product: autocast would round it to half precision, by 1 px of a distance of 400
+    return decode_ltrb((logits.softmax(-1) * distance).sum(-1), priors)

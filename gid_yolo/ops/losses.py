@@ -6,19 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gid_yolo.ops.precision import wide
+
 
 def box_regression_loss(prediction: Tensor, target: Tensor, *, beta: float) -> Tensor:
-    """Smooth L1 (or L1 for beta = 0) summed over the four coordinates: (..., 4) and (..., 4) to (...), in fp32."""
-    prediction, target = prediction.float(), target.float()
+    """Smooth L1 (or L1 for beta = 0) summed over four coordinates: two (..., 4) to (...), in at least float32."""
+    prediction, target = wide(prediction), wide(target)
     if beta == 0:
         return (prediction - target).abs().sum(-1)
     return F.smooth_l1_loss(prediction, target, beta=beta, reduction="none").sum(-1)
 
 
 def giou_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - generalised IoU (Rezatofighi et al. 2019) of two (..., 4) of xyxy boxes, (...) in fp32, in [0, 2]."""
+    """1 - generalised IoU (Rezatofighi et al. 2019) of two (..., 4) of xyxy boxes.
+
+    Returns:
+        (...) in at least float32, in [0, 2]; exactly 0 for two equal boxes with an area.
+    """
     # torchvision's own picks the boxes that overlap by a mask, whose size the host has to wait for
-    prediction, target, eps = prediction.float(), target.float(), 1e-7
+    prediction, target, eps = wide(prediction), wide(target), 1e-7
     low = torch.maximum(prediction[..., :2], target[..., :2])
     high = torch.minimum(prediction[..., 2:], target[..., 2:])
     overlap = _product(high - low).where((high > low).all(-1), 0.0)
@@ -26,7 +32,7 @@ def giou_loss(prediction: Tensor, target: Tensor) -> Tensor:
     outer_low = torch.minimum(prediction[..., :2], target[..., :2])
     outer_high = torch.maximum(prediction[..., 2:], target[..., 2:])
     hull = _product(outer_high - outer_low)
-    return 1 - overlap / (union + eps) + (hull - union) / (hull + eps)
+    return 1 - overlap / union.clamp(min=eps) + (hull - union) / hull.clamp(min=eps)
 
 
 def _area(boxes: Tensor) -> Tensor:
@@ -38,9 +44,9 @@ def _product(size: Tensor) -> Tensor:
 
 
 def soft_bce(logits: Tensor, target_logits: Tensor) -> Tensor:
-    """Binary cross entropy of two (..., C) of logits against the second's probabilities, summed to (...), in fp32."""
-    target = target_logits.float().sigmoid()
-    return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").sum(-1)
+    """Binary cross entropy of (..., C) logits with the others' probabilities, summed to (...) in at least float32."""
+    target = wide(target_logits).sigmoid()
+    return F.binary_cross_entropy_with_logits(wide(logits), target, reduction="none").sum(-1)
 
 
 def mean_over_images(per_element: Tensor, weight: Tensor) -> Tensor:

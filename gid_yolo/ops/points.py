@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gid_yolo.ops.assign import BACKGROUND
+from gid_yolo.ops.precision import wide
 
 # Of a distance in pixels: no image is as large, and its exponential keeps boxes and their areas finite in float32
 MAX_LOG_DISTANCE = math.log(1e5)
@@ -24,7 +25,7 @@ def ltrb_distances(boxes: Tensor, priors: Tensor) -> Tensor:
     Both are (..., 4) xyxy and broadcastable; a distance is negative where the point lies beyond that side (FCOS,
     equation 1).
     """
-    boxes, point = _wide(boxes), _centres(_wide(priors))
+    boxes, point = wide(boxes), _centres(wide(priors))
     return torch.cat([point - boxes[..., :2], boxes[..., 2:] - point], dim=-1)
 
 
@@ -35,13 +36,13 @@ def encode_ltrb(boxes: Tensor, priors: Tensor) -> Tensor:
 
 def decode_ltrb(ltrb: Tensor, priors: Tensor) -> Tensor:
     """Invert `encode_ltrb`: (..., R, 4) on (R, 4) priors to xyxy boxes in pixels, in at least float32."""
-    distance, point = _wide(ltrb) * _sides(priors), _centres(_wide(priors))
+    distance, point = wide(ltrb) * _sides(priors), _centres(wide(priors))
     return torch.cat([point - distance[..., :2], point + distance[..., 2:]], dim=-1)
 
 
 def decode_log_ltrb(logs: Tensor, priors: Tensor) -> Tensor:
     """(..., R, 4) logarithms of `ltrb_distances` (FCOS, section 3.1) on (R, 4) priors to xyxy boxes in pixels."""
-    distance, point = _wide(logs).clamp(max=MAX_LOG_DISTANCE).exp(), _centres(_wide(priors))
+    distance, point = wide(logs).clamp(max=MAX_LOG_DISTANCE).exp(), _centres(wide(priors))
     return torch.cat([point - distance[..., :2], point + distance[..., 2:]], dim=-1)
 
 
@@ -86,7 +87,7 @@ def match_points(
     """
     if boxes.shape[1] == 0:
         return priors.new_full((boxes.shape[0], priors.shape[0]), BACKGROUND).long()
-    boxes, priors = _wide(boxes), _wide(priors)
+    boxes, priors = wide(boxes), wide(priors)
     stride = priors[:, 2] - priors[:, 0]  # (R,)
     lower = (level_ranges[0] * stride).masked_fill(stride == stride.amin(), 0.0)
     upper = (level_ranges[1] * stride).masked_fill(stride == stride.amax(), math.inf)
@@ -118,11 +119,6 @@ def _centres(boxes: Tensor) -> Tensor:
 
 def _sides(priors: Tensor) -> Tensor:
     """(..., 4) width, height, width, height."""
-    priors = _wide(priors)
+    priors = wide(priors)
     size = priors[..., 2:] - priors[..., :2]
     return torch.cat([size, size], dim=-1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least float32: half precision cannot hold the area of a box."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from gid_yolo.ops.precision import wide
+
 CANONICAL_LEVEL = 4  # of a box of the canonical size: stride 16, C4, where ResNet-based Faster R-CNN takes its crops
 
 
 def roi_levels(boxes: Tensor, strides: Sequence[int], *, canonical_size: float = 224.0) -> Tensor:
     """(...) index of the level each box (..., 4) is cropped from, by its size (FPN paper, equation 1)."""
     first, last = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    boxes = wide(boxes)
     side = (boxes[..., 2:] - boxes[..., :2]).prod(-1).sqrt()
     # 1e-6 is torchvision's: a box of exactly the canonical size must not fall to the finer level by rounding
     level = (CANONICAL_LEVEL + (side / canonical_size).log2() + 1e-6).floor()
@@ -48,13 +51,13 @@ def pyramid_roi_align(
     Returns:
         (B * P, C, size, size) of the dtype of the maps.
     """
-    wide = torch.promote_types(features[0].dtype, torch.float32)  # half precision cannot hold a coordinate of 500 px
+    dtype = torch.promote_types(features[0].dtype, torch.float32)  # half precision cannot hold a coordinate of 500 px
     level = roi_levels(boxes, strides, canonical_size=canonical_size).flatten()  # (B*P,)
     image = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None].expand(-1, boxes.shape[1], 1)
-    rois = torch.cat([image.to(wide), boxes.to(wide)], dim=-1).flatten(0, 1)  # (B*P, 5)
+    rois = torch.cat([image.to(dtype), boxes.to(dtype)], dim=-1).flatten(0, 1)  # (B*P, 5)
     crops, places = [], []
     for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         place = (level == i).nonzero()[:, 0]  # a host sync, as roi_align takes one map a call
-        crops.append(roi_align(feature.to(wide), rois[place], size, 1 / stride, samples, aligned))
+        crops.append(roi_align(feature.to(dtype), rois[place], size, 1 / stride, samples, aligned))
         places.append(place)
     return torch.cat(crops).index_select(0, torch.cat(places).argsort()).to(features[0].dtype)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gid_yolo.ops.precision import wide
+
 BoxDecoder = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -34,7 +36,7 @@ class RawPredictions:
     @property
     def scores(self) -> Tensor:
         """(B, R, C) class probabilities in [0, 1], in at least float32: half precision would tie many of them."""
-        return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32)).sigmoid()
+        return wide(self.logits).sigmoid()
 
     @property
     def confidences(self) -> Tensor:

@@ -89,6 +89,34 @@ def test_nothing_to_imitate_is_exactly_zero_with_a_graph() -> None:
     assert not crops.grad.any()
 
 
+def test_identical_features_are_exactly_zero_with_no_gradient() -> None:
+    teacher, _ = pyramids()
+    student = [x.clone().requires_grad_() for x in teacher]
+    crops = torch.randn(2, 3, 4, 3, 3)
+    same = crops.clone().requires_grad_()
+    losses = [
+        fitnet_loss(teacher, student),
+        fine_grained_loss(teacher, student, torch.ones(3, LOCATIONS, dtype=torch.bool)),
+        mimicking_loss(crops, same, torch.ones(2, 3, dtype=torch.bool)),
+    ]
+    assert [loss.item() for loss in losses] == [0, 0, 0]
+    assert not any(bool(g.any()) for g in torch.autograd.grad(sum(losses), [*student, same]))
+
+
+def test_objects_outside_the_image_or_without_area_are_not_imitated() -> None:
+    anchors = random_boxes((LOCATIONS,), largest=60.0)
+    near = torch.tensor([20.0, 20, 60, 50])
+    nowhere = torch.tensor([[900.0, 900, 950, 950], [-90.0, -90, -80, -80], [30, 30, 30, 30], [30, 30, 60, 30]])
+    targets = Targets(nowhere[None], torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool))
+    assert not imitation_mask(anchors, targets, LOCATIONS).any()
+    boxes, valid = torch.cat([near[None], nowhere])[None], torch.ones(1, 5, dtype=torch.bool)
+    alone = Targets(near[None, None], torch.zeros(1, 1, dtype=torch.long), valid[:, :1])
+    together = Targets(boxes, torch.zeros(1, 5, dtype=torch.long), valid)
+    expected = imitation_mask(anchors, alone, LOCATIONS)
+    assert expected.any()
+    assert torch.equal(imitation_mask(anchors, together, LOCATIONS), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_large_half_precision_features_stay_finite(dtype: torch.dtype) -> None:
     # 300 squared is beyond float16

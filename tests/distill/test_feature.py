@@ -169,6 +169,28 @@ def test_levels_scale_with_the_image() -> None:
     assert [len(rois) for rois in small.rois] == [len(rois) for rois in large.rois]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_boxes_that_are_not_finite_are_cropped_as_empty_ones(value: float) -> None:
+    # RoIAlign itself reads outside of its map and ends the process
+    boxes = random_boxes((2, 4), image=(64.0, 64.0), largest=60.0)
+    broken, empty = boxes.clone(), boxes.clone()
+    broken[0, 1, 2], empty[0, 1] = value, 0.0
+    pyramid = [x.requires_grad_() for x in make_pyramid(2, 3, 64, 64)]
+    crops = [roi_features(pyramid, plan_rois(x, STRIDES, (64, 64)), STRIDES, size=3) for x in (broken, empty)]
+    assert torch.equal(*crops)
+    crops[0].sum().backward()
+    assert all(torch.isfinite(x.grad).all() for x in pyramid if x.grad is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_levels_of_half_precision_boxes(dtype: torch.dtype) -> None:
+    # Their areas are over float16's largest number, and bfloat16 counts images only to 256
+    boxes = torch.tensor([[[0.0, 0, 300, 300], [0, 0, 600, 600]]]).expand(300, 2, 4).to(dtype)
+    half, full = plan_rois(boxes, STRIDES, (800, 1333)), plan_rois(boxes.float(), STRIDES, (800, 1333))
+    assert all(torch.equal(a, b) for a, b in zip(half.rois, full.rois, strict=True))
+    assert [len(rois) for rois in half.rois] == [0, 300, 300, 0, 0]
+
+
 def test_roi_features_of_no_instance() -> None:
     crops = roi_features(make_pyramid(2, 3, 64, 64), plan_rois(torch.zeros(2, 0, 4), STRIDES, (64, 64)), STRIDES)
     assert crops.shape == (2, 0, 3, 10, 10)

@@ -251,6 +251,21 @@ def test_the_ground_truth_is_distilled_in_their_place(pair: dict, targets: Targe
     assert terms["rel_loss"] == 0  # one object an image has none to relate to
 
 
+def test_instances_outside_the_image_or_without_area(pair: dict) -> None:
+    # Features there are those of an empty place, and no output answers for it
+    boxes = torch.tensor([[5000.0, 5000, 5100, 5100], [-9000, -9000, -8000, -8000], [20, 20, 20, 20], [20, 20, 60, 20]])
+    targets = Targets(boxes.expand(3, 4, 4), torch.zeros(3, 4, dtype=torch.long), torch.ones(3, 4, dtype=torch.bool))
+    gid = make_loss(pair, types="gt")
+    terms, instances, pyramid, raw = run(pair, gid, targets=targets)
+    assert instances.valid.all()
+    assert terms["resp_loss"].item() == 0
+    inputs = [*pyramid, raw.logits, raw.regression, *gid.parameters()]
+    for term in terms.values():
+        assert torch.isfinite(term)
+        gradients = torch.autograd.grad(term, inputs, retain_graph=True, allow_unused=True)
+        assert all(g is None or torch.isfinite(g).all() for g in gradients)
+
+
 def test_types_need_targets(pair: dict) -> None:
     with pytest.raises(ValueError, match="need targets"):
         run(pair, make_loss(pair, types="neg"))
@@ -264,5 +279,6 @@ def test_autocast_stays_close(pair: dict) -> None:
     for name, term in terms.items():
         assert torch.isfinite(term)
         assert term.dtype == torch.float32
-        # bf16 convolutions keep 8 bits; a selected box may swap with its like, so this is a bound of scale alone
+        # The networks run in bf16 here, and a selected box may swap with its like: a bound of scale alone. The terms
+        # of equal inputs and instances are held to tolerances in test_autocast.py.
         assert term.item() == pytest.approx(exact[name].item(), rel=0.5)

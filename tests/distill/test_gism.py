@@ -160,6 +160,45 @@ def test_classes_that_differ_are_an_error() -> None:
         select_general_instances(case[0], case[1][..., :2], *case[2:])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("what", ["scores", "boxes"])
+def test_what_is_not_finite_is_never_an_instance(value: float, what: str) -> None:
+    # The models' names are in the error after the step (`preflight.check_finite`): up to there nothing may break
+    case = make_case(2, 60, 3)
+    broken = torch.rand(2, 60) < 0.4
+    broken[1] = True  # nothing is left of an image
+    if what == "scores":
+        case[1][broken] = value
+    else:
+        case[3][broken, 2] = value
+        case[0][:], case[1][broken] = case[0] * 0.5, 0.9  # the student's boxes, and its largest differences
+    instances = select_general_instances(*case)
+    valid, indices = instances.valid, instances.indices
+    left = (~broken[0]).nonzero()[:, 0]
+    expected = naive_gism(*(x[:1, left] for x in case), top_k=10, iou_threshold=0.3)[0]
+    assert indices[0][valid[0]].tolist() == [int(left[i]) for i in expected[0]]
+    assert not valid[1].any()
+    assert torch.isfinite(instances.boxes).all()
+    assert torch.isfinite(instances.scores).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_boxes_of_a_whole_image_in_any_precision(dtype: torch.dtype) -> None:
+    # 640 x 640 is over float16's largest number: the IoU is computed wide
+    boxes = torch.tensor([[[0.0, 0, 640, 640], [0, 0, 640, 608], [0, 0, 640, 128]]]).to(dtype)
+    scores = torch.tensor([[[0.75], [0.5], [0.25]]]).to(dtype)
+    instances = select_general_instances(scores, torch.zeros_like(scores), boxes, boxes)
+    assert instances.indices[0, :2].tolist() == [0, 2]
+    assert instances.valid.sum() == 2
+
+
+def test_float64_scores_are_not_rounded() -> None:
+    scores = torch.tensor([[[0.5], [0.5 + 1e-12]]], dtype=torch.float64)
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 30]]])
+    instances = select_general_instances(scores, torch.zeros_like(scores), boxes, boxes, top_k=1)
+    assert instances.indices.tolist() == [[1]]
+
+
 def test_negative_k_is_an_error() -> None:
     with pytest.raises(ValueError, match="top_k=-1"):
         select_general_instances(*make_case(1, 4, 2), top_k=-1)

@@ -1,6 +1,7 @@
 """Training, distilling, resuming: what the checkpoints hold and what the logs say."""
 
 import csv
+import math
 
 import cv2
 import pytest
@@ -89,19 +90,33 @@ def test_the_ground_truth_can_be_distilled(data, teacher):
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_model_that_predicts_no_numbers_is_named(data, teacher, who, value):
+@pytest.mark.parametrize(
+    ("layer", "value"), [("box_deltas", math.nan), ("box_deltas", math.inf), ("cls_logits", math.inf)]
+)
+def test_a_model_that_predicts_no_numbers_is_named(data, teacher, who, layer, value):
     trainer = GIDTrainer(overrides={"model": "retina_nano", **FAST, "data": str(data), "teacher": str(teacher)})
 
     def break_it(t):
         broken = t.model.teacher_model if who == "teacher" else t.model.student_model
         with torch.no_grad():
-            broken.detector.head.box_deltas.bias[0] = value
+            getattr(broken.detector.head, layer).bias[:] = value  # boxes that would be chosen among them
 
     trainer.add_callback("on_train_start", break_it)
     with pytest.raises(UserError, match=rf"the {who} predicted NaN or infinite values in epoch 1 on a batch of \S+png"):
         trainer.train()
     assert not trainer.last.exists()
+
+
+def test_a_term_that_overflows_is_named(data, teacher):
+    # As an adaptation does in half precision: both models' predictions are finite
+    trainer = GIDTrainer(overrides={"model": "retina_nano", **FAST, "data": str(data), "teacher": str(teacher)})
+
+    def break_it(t):
+        torch.nn.init.constant_(t.model.projector.gid.adapt.conv.bias, math.inf)
+
+    trainer.add_callback("on_train_start", break_it)
+    with pytest.raises(UserError, match=r"feat_loss, rel_loss became NaN or infinite, .* set amp=False"):
+        trainer.train()
 
 
 def test_a_weight_of_zero_turns_a_term_off(data, teacher):

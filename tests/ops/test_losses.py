@@ -78,6 +78,15 @@ def test_giou_loss_equals_torchvisions(dtype: torch.dtype) -> None:
     assert loss[0, :5].abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 640.0])  # from a hundredth of a pixel to a whole image
+def test_giou_loss_of_equal_boxes_is_exactly_zero(scale: float) -> None:
+    boxes = (random_boxes((500,), image=(1.0, 1.0), smallest=0.5, largest=1.0) * scale).requires_grad_()
+    loss = giou_loss(boxes, boxes.detach().clone())
+    assert not loss.any()
+    (gradient,) = torch.autograd.grad(loss.sum(), boxes)
+    assert gradient.abs().max() * scale < 1e-6
+
+
 def test_soft_bce_equals_the_loop() -> None:
     student, teacher = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
     loss = soft_bce(student, teacher)
