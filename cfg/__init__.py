@@ -1,4 +1,4 @@
-"""Yaml settings that ship with the package: training defaults and model definitions."""
+"""Yaml settings that ship with the package: training defaults, model definitions and recipes."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import yaml
 
 CFG_DIR = Path(__file__).resolve().parent
 MODELS_DIR = CFG_DIR / "models"
+RECIPES_DIR = CFG_DIR / "recipes"
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -29,3 +30,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 def model_names() -> list[str]:
     """Names of the models that ship with the package, as `model=` and `teacher=` take them."""
     return sorted(path.stem for path in MODELS_DIR.glob("*.yaml"))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package, as `recipe=` takes them."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
