@@ -1,4 +1,4 @@
-"""Yaml settings that ship with the package: training defaults, model definitions, studies."""
+"""Yaml settings that ship with the package: training defaults, model definitions, recipes, studies."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ import yaml
 CFG_DIR = Path(__file__).resolve().parent
 MODELS_DIR = CFG_DIR / "models"
 STUDIES_DIR = CFG_DIR / "studies"
+RECIPES_DIR = CFG_DIR / "recipes"
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -35,3 +36,8 @@ def model_names() -> list[str]:
 def study_names() -> list[str]:
     """Names of the studies that ship with the package: the paper's tables, and the verdict."""
     return sorted(path.stem for path in STUDIES_DIR.glob("*.yaml"))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package, as `recipe=` takes them."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 # What decides a comparison; the others are told, but small runs differ in them with reason
-_DECIDING = ("data", "fraction", "epochs", "imgsz", "initialised_from")
+_DECIDING = ("data", "fraction", "epochs", "iterations", "lr_steps", "imgsz", "initialised_from")
 _TOLD = ("batch", "seed")
+_ABSENT = {"iterations": None, "lr_steps": None}  # what a record from before these arguments means
 
 
 def distilled(record: dict[str, Any]) -> bool:
@@ -21,10 +22,11 @@ def budget_notes(model: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
         whose = " and ".join(empty)
         return [f"WARNING: EQUAL BUDGET UNKNOWN: the checkpoint of {whose} does not say how it was trained."]
     notes = []
+    counted = any(record.get("iterations") for record in records.values())  # then a batch decides what a run sees
     for key in (*_DECIDING, *_TOLD):
-        values = {role: record.get(key, "unknown") for role, record in records.items()}
+        values = {role: record.get(key, _ABSENT.get(key, "unknown")) for role, record in records.items()}
         if values["model"] != values["baseline"]:
-            kind = "WARNING: UNEQUAL BUDGET" if key in _DECIDING else "note"
+            kind = "WARNING: UNEQUAL BUDGET" if key in _DECIDING or (counted and key == "batch") else "note"
             notes.append(f"{kind}: {key} is {values['model']} for model, but {values['baseline']} for baseline.")
     if not distilled(model):
         notes.append("WARNING: model was not distilled: its record names no teacher.")

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from gid_yolo._version import __version__
-from gid_yolo.cfg import CFG_DIR, model_names, study_names
+from gid_yolo.cfg import CFG_DIR, model_names, recipe_names, study_names
 from gid_yolo.errors import UserError
 
 MODES = ("train", "val", "predict", "export", "benchmark", "visualize", "study")
 
 HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
 
-  gid-train      model=retina_nano [teacher=retina_small] [data=my.yaml] [epochs=40] [imgsz=320] ...
+  gid-train      model=retina_nano [teacher=retina_small] [data=my.yaml] [epochs=40] [imgsz=320] [recipe=...] ...
   gid-val        model=runs/.../best.pt [data=my.yaml] [split=test]
   gid-predict    model=runs/.../best.pt source=images/
   gid-export     model=runs/.../best.pt [imgsz=320]
@@ -26,6 +26,7 @@ HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
 `gid train ...` is the same as `gid-train ...`. Without data= the embedded data set is used.
 Studies: {", ".join(study_names())} (does it help on my data?), or a yaml of your own.
 Models: {", ".join(model_names())}; or a yaml of your own, with backbone=<any timm name>.
+Recipes: {", ".join(recipe_names())}; or a yaml of your own.
 Arguments are Ultralytics' (https://docs.ultralytics.com/usage/cfg) and these:
 """
 
@@ -67,7 +68,8 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
 
         return study(**arguments)
 
-    from gid_yolo.model import GID, read_cfg  # imports torch and Ultralytics
+    from gid_yolo.engine.recipe import read_cfg
+    from gid_yolo.model import GID  # imports torch and Ultralytics
 
     model = arguments.pop("model", None)
     if mode == "train" and arguments.get("resume"):
@@ -76,8 +78,9 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
                 raise UserError("resume=True needs the run to go on with: add model=runs/.../weights/last.pt.")
             arguments["resume"] = str(model)
         model = arguments["resume"]
-    if mode != "train" and arguments.get("cfg"):
-        raise UserError(f"cfg={arguments['cfg']} is for gid-train: give gid-{mode} its arguments one by one.")
+    for key in ("cfg", "recipe"):
+        if mode != "train" and arguments.get(key):
+            raise UserError(f"{key}={arguments[key]} is for gid-train: give gid-{mode} its arguments one by one.")
     if model is None and arguments.get("cfg"):
         model = read_cfg(arguments["cfg"]).get("model")
     if model is None:

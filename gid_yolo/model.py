@@ -8,7 +8,7 @@ from typing import Any
 
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import SETTINGS
+from ultralytics.utils import ONLINE, ROOT, SETTINGS
 from ultralytics.utils.torch_utils import parse_device, select_device
 
 from gid_yolo.cfg import load_yaml, model_names
@@ -30,6 +30,7 @@ from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
 from gid_yolo.engine.exporter import GIDExporter
 from gid_yolo.engine.predictor import GIDPredictor
+from gid_yolo.engine.recipe import expand
 from gid_yolo.engine.teacher import resolve_teacher
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.validator import GIDValidator
@@ -104,6 +105,7 @@ class GID(Model):
     def train(self, trainer: Any = None, **kwargs: Any) -> Any:
         """Train; with `teacher=`, distil. Arguments are Ultralytics' and those of `cfg/default.yaml`.
 
+        `recipe=` takes arguments from a recipe: over those of the model's yaml, under those that are given here.
         Without `data=` the embedded data set is used. A teacher given by name is looked up, and trained first where
         it is not found.
 
@@ -111,10 +113,7 @@ class GID(Model):
             UserError: Arguments or data that cannot work, said before anything is trained.
         """
         self._check_is_pytorch_model()
-        if cfg := kwargs.pop("cfg", None):
-            kwargs = {**read_cfg(cfg), **kwargs}
-            kwargs.pop("model", None)  # this object is the model
-        kwargs = without_none(kwargs)
+        kwargs = without_none(expand(kwargs, "yolo" if is_yolo(self.model) else self.model.yaml["detector"]))
         check_keys(kwargs)
         check_device(kwargs.get("device"))
         if not kwargs.get("resume"):
@@ -238,22 +237,6 @@ def check_device(device: Any) -> None:
         raise UserError(f"device={device} cannot be used: {reason[:160]}") from error
 
 
-def read_cfg(path: str | Path) -> dict[str, Any]:
-    """Arguments from a yaml, e.g. the `args.yaml` of a run, without those that name that run itself.
-
-    Raises:
-        UserError: No such file, or not a yaml of arguments.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"cfg={path} does not exist: give a yaml of arguments, e.g. a run's args.yaml.")
-    try:
-        arguments = load_yaml(path)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    own = {"cfg", "mode", "resume", "save_dir", "task"}
-    return {key: value for key, value in arguments.items() if key not in own and value is not None}
-
-
 def resolve_data(data: Any) -> Path:
     """Path of the data yaml: the embedded set without `data=`, converted where it is VOC or COCO JSON."""
     if data is None:
@@ -262,8 +245,26 @@ def resolve_data(data: Any) -> Path:
     if name.suffix in {".yaml", ".yml"} and not name.is_file():
         if (stored := Path(SETTINGS["datasets_dir"]) / name).is_file():
             return stored
-        from ultralytics.utils import ROOT
-
-        if list((ROOT / "cfg" / "datasets").rglob(name.name)):
+        if shipped := sorted((ROOT / "cfg" / "datasets").rglob(name.name)):
+            check_at_hand(name, load_yaml(shipped[0]))
             return name  # one of Ultralytics' own, which it finds and downloads
     return prepare_data(data)
+
+
+def check_at_hand(name: Path, contents: dict[str, Any]) -> None:
+    """Refuse a data set of Ultralytics that is neither here nor to be had.
+
+    Args:
+        name: What Ultralytics calls its yaml.
+        contents: What that yaml says.
+
+    Raises:
+        UserError: Its images are missing and there is no network to download them from.
+    """
+    root, val = Path(contents.get("path") or "."), contents.get("val") or []
+    root = root if root.exists() else Path(SETTINGS["datasets_dir"]) / root  # as Ultralytics looks for it
+    if not ONLINE and not all((root / part).exists() for part in (val if isinstance(val, list) else [val])):
+        raise UserError(
+            f"data={name} is not in {root} and cannot be downloaded without a network: put it there, or name its "
+            "place in a data yaml of your own."
+        )

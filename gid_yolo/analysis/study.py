@@ -16,6 +16,7 @@ from gid_yolo.analysis.study_runs import Runner, devices_of
 from gid_yolo.analysis.study_table import Line, markdown, tabulate, verdict, write_files
 from gid_yolo.engine.classes import check_classes
 from gid_yolo.engine.config import check_keys, check_values, without_none
+from gid_yolo.engine.recipe import read_recipe
 from gid_yolo.errors import UserError, some
 from gid_yolo.export.evaluate import read_data
 
@@ -44,7 +45,7 @@ def study(
         name: `table1` to `table7`, `verdict`, or a yaml in the form of those in `cfg/studies`.
         model: The student, or one of each kind of detector that the table compares; the paper's where None.
         teacher: Its teacher, or theirs: checkpoints, or names as `gid-train` takes them.
-        data: Data set; the embedded one where None.
+        data: Data set; where None, that of `recipe=`, or else the embedded one.
         seeds: How many seeds, counted from 0, or which.
         split: Part of the data that results are of.
         device: Devices, e.g. `0,1`: each trains a cell at a time.
@@ -61,6 +62,8 @@ def study(
     """
     file, numbers = read_study(name), seeds_of(seeds)
     common = _check_common(file, common)
+    if data is None and common.get("recipe"):
+        data = read_recipe(common["recipe"], "").get("data")
     data_path, contents = read_data(data, split)
     common = _one_class(file, common, contents["names"])
     root = Path(SETTINGS["runs_dir"]) / (project or "study")

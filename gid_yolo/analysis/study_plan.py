@@ -16,13 +16,16 @@ from gid_yolo.detectors.build import model_config
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_model
 from gid_yolo.engine.config import model_defaults, yolo_defaults
 from gid_yolo.engine.distillable import distillable
+from gid_yolo.engine.recipe import expand
 from gid_yolo.engine.teacher import find_finished_run, teacher_args
 from gid_yolo.engine.trainer import with_anchors_of
 from gid_yolo.errors import UserError
 from gid_yolo.model import yolo_config
 
 ONLY_DISTILLING = ("gid_", "distill", "teacher", "fitnet_", "fine_grained_", "mimicking_")  # a plain run ignores them
-OF_DATA = ("classes", "single_cls", "fraction")  # what a teacher trained for a study takes over besides
+# What a teacher trained for a study takes over besides, and what of the schedule where it trains as long
+OF_DATA = ("classes", "single_cls", "fraction", "recipe")
+SCHEDULE = ("lr_steps", "lr_gamma", "warmup_iterations", "warmup_epochs")
 UNTRAINED = frozenset({"device", "workers", "cache", "plots", "verbose"})  # they do not change what is learnt
 
 
@@ -131,7 +134,7 @@ class Planner:
 
     def _run(self, model: str, args: dict[str, Any], needs: Run | None = None, identity: str = "") -> Run:
         """A training, named by what differs from the model's defaults."""
-        args = {"data": str(self.data), **args}
+        args = expand({"data": str(self.data), **args}, family_of(model))
         defaults = defaults_of(model)
         telling = {k: v for k, v in args.items() if k not in UNTRAINED and (k == "data" or v != defaults.get(k))}
         if "teacher" in telling:
@@ -150,7 +153,8 @@ class Planner:
         if is_checkpoint(name):
             network = load_model(name, "teacher")[0]
             return Path(network.pt_path).resolve(), None, fingerprint(network)
-        args = {**teacher_args(self.common), **{key: self.common[key] for key in OF_DATA if key in self.common}}
+        too = OF_DATA if "teacher_epochs" in self.common else OF_DATA + SCHEDULE
+        args = {**teacher_args(self.common), **{key: self.common[key] for key in too if key in self.common}}
         own = self._run(name, args)
         path = self.folder / own.name / "weights" / "best.pt"
         found = Path(f"{name}.pt") if Path(f"{name}.pt").is_file() else find_finished_run(name, self.data)
@@ -163,7 +167,7 @@ class Planner:
         """The student to train plainly and distilled alike: with the teacher's anchors where its own are others."""
         if is_checkpoint(model):
             return str(Path(model).resolve())
-        if yolo_config(model) is not None:
+        if _yolo(model) is not None:
             return model
         config = model_config(model)
         theirs = load_model(teacher, "teacher")[0].yaml if is_checkpoint(teacher) else _settings(str(teacher))
@@ -180,7 +184,8 @@ class Planner:
     def _evaluation(self, name: str, checkpoint: Path, identity: str, student: str) -> Run:
         """The teacher, measured as the students are."""
         args = {key: self.common[key] for key in ("classes", "single_cls", "batch") if key in self.common}
-        args |= {"data": str(self.data), "imgsz": self.common.get("imgsz", defaults_of(student).get("imgsz", 640))}
+        trained = {**defaults_of(student), **expand(self.common, family_of(student))}
+        args |= {"data": str(self.data), "imgsz": trained["imgsz"]}
         return Run(_name([_label(name), "teacher"], None, {**args, "teacher": identity}), args, checkpoint)
 
 
@@ -189,14 +194,14 @@ def defaults_of(model: str) -> dict[str, Any]:
     if is_checkpoint(model):
         network = load_model(model)[0]
         return yolo_defaults() if "head" in network.yaml else model_defaults(network.yaml)
-    return yolo_defaults() if yolo_config(model) is not None else model_defaults(model_config(model))
+    return yolo_defaults() if _yolo(model) is not None else model_defaults(model_config(model))
 
 
 def family_of(model: str) -> str:
     """Kind of a model: retinanet, fcos, faster_rcnn or yolo."""
     if is_checkpoint(model):
         return distillable(load_model(model)[0]).family
-    return "yolo" if yolo_config(model) is not None else str(model_config(model)["detector"])
+    return "yolo" if _yolo(model) is not None else str(model_config(model)["detector"])
 
 
 def _identity(model: str) -> str:
@@ -208,7 +213,13 @@ def _identity(model: str) -> str:
 
 def _settings(model: str) -> dict[str, Any]:
     """What a model's yaml says, ours or Ultralytics'."""
-    return model_config(model) if (yolo := yolo_config(model)) is None else yolo
+    return model_config(model) if (yolo := _yolo(model)) is None else yolo
+
+
+def _yolo(model: str) -> dict[str, Any] | None:
+    """What Ultralytics' yaml of a model says, with or without its ending as `GID` takes it; None for ours."""
+    file = f"{model}.yaml" if Path(model).suffix == "" else model
+    return yolo_config(file) if Path(file).suffix in {".yaml", ".yml"} else None
 
 
 def _label(model: str) -> str:

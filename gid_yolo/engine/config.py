@@ -13,6 +13,7 @@ from gid_yolo.cfg import CFG_DIR, load_yaml
 from gid_yolo.detectors.build import built_in_limits, model_config
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.distill.types import parse_types
+from gid_yolo.engine.schedule import check_schedule
 from gid_yolo.errors import UserError, some
 
 _FILE = load_yaml(CFG_DIR / "default.yaml")
@@ -87,7 +88,7 @@ def check_keys(args: dict[str, Any]) -> None:
 
 
 def check_values(args: dict[str, Any]) -> None:
-    """Check the values of gid-yolo's own arguments, the limits of detections, and the image size.
+    """Check the values of gid-yolo's own arguments, the schedule, the limits of detections, and the image size.
 
     Raises:
         UserError: One sentence about the first value that cannot work.
@@ -111,6 +112,7 @@ def check_values(args: dict[str, Any]) -> None:
     for key in ("gid_iou", "ema_decay", "conf", "iou"):
         if (args.get(key) or 0) > 1:
             raise UserError(f"{key}={args[key]} must lie between 0 and 1.")
+    check_schedule(args)
     try:
         parse_types(str(args.get("gid_types") or "all"))
         parse_methods(str(args.get("distill") or "none"))

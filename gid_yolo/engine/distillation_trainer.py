@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
@@ -23,15 +22,20 @@ from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.figure4 import Figure4
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
+from gid_yolo.engine.schedule import override
+from gid_yolo.engine.scheduled_trainer import ScheduledTrainer
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.errors import UserError
 
-_RECORDED = ("model", "data", "epochs", "batch", "imgsz", "seed", "optimizer", "lr0", "fraction", "teacher", "distill")
+_RECORDED = (
+    *("model", "data", "epochs", "iterations", "lr_steps", "lr_gamma", "batch", "imgsz", "seed", "optimizer", "lr0"),
+    *("fraction", "teacher", "distill"),
+)
 
 
-class DistillationTrainer(DetectionTrainer):
+class DistillationTrainer(ScheduledTrainer):
     """Trains a detector; under `teacher=`, by general instance distillation.
 
     Data, augmentation, EMA, logging, plots, early stop, resume and checkpoints are Ultralytics'. Added here: the
@@ -52,9 +56,12 @@ class DistillationTrainer(DetectionTrainer):
             raise UserError("model= is missing: give a name such as retina_nano, a yaml, or a checkpoint.")
         if overrides.get("distill_model"):
             raise UserError("distill_model= is Ultralytics' own distillation: give teacher= here, or use yolo train.")
+        if overrides.get("recipe"):
+            raise UserError(f"recipe={overrides['recipe']} is read by gid-train and GID.train: train with one of them.")
         self.model_record: dict[str, Any] = {}
         self.adaptation_state: dict[str, torch.Tensor] | None = None
         defaults = self.defaults_for(None if overrides.get("resume") else overrides.get("model"))
+        defaults = override(defaults, overrides)
         try:
             merged = vars(get_cfg(defaults, overrides))
             check_values(merged)
@@ -100,6 +107,9 @@ class DistillationTrainer(DetectionTrainer):
                 f"data={self.args.data} has no boxes in its train split ({self.data['train']}): check that labels/ "
                 "lies beside images/ and that its files are not empty."
             )
+        if not self.model_record:  # with iterations= the epochs are known only now; the EMA's copy is made after this
+            model = unwrap_model(self.model)
+            getattr(model, "student_model", model).record["epochs"] = self.epochs
 
     # Model ------------------------------------------------------------------------------------------------------------
 

@@ -137,8 +137,10 @@ def find_finished_run(name: str, data: str | Path, project: str | Path | None = 
 def teacher_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """Those arguments of a student's run that a teacher trained for it takes over."""
     carried = {key: args[key] for key in CARRIED if args.get(key) is not None}
-    epochs = args.get("teacher_epochs") or args.get("epochs")
-    return carried if epochs is None else {**carried, "epochs": epochs}
+    length = {"epochs": args.get("teacher_epochs") or args.get("epochs")}
+    if args.get("teacher_epochs") is None and args.get("iterations") is not None:
+        length = {"iterations": args["iterations"]}
+    return carried | {key: value for key, value in length.items() if value is not None}
 
 
 def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
@@ -150,12 +152,15 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
         model=name, data=str(data), task="detect", mode="train", name=f"teacher_{name}_{Path(data).parent.name}"
     )
     trainer = GIDTrainer(overrides=overrides)
-    epochs, images = trainer.epochs, count_images(trainer.data["train"])
+    images = count_images(trainer.data["train"])
+    seen, length = trainer.epochs * images, f"{trainer.epochs} epochs of {images} images"
+    if iterations := trainer.args.iterations:
+        seen, length = iterations * trainer.args.batch, f"{iterations} iterations of {trainer.args.batch} images"
     seconds = seconds_per_image(name, trainer.args.imgsz, trainer.device)
     LOGGER.info(
         f"\nteacher={name}: there is no {name}.pt here and no finished run on {data}, so it is trained first.\n"
-        f"  {epochs} epochs of {images} images at {trainer.args.imgsz} px on {trainer.device}: about "
-        f"{_duration(epochs * images * seconds)}, then it is kept as {trainer.best} and found again next time.\n"
+        f"  {length} at {trainer.args.imgsz} px on {trainer.device}: about "
+        f"{_duration(seen * seconds)}, then it is kept as {trainer.best} and found again next time.\n"
         "  Give teacher=FILE.pt to use a teacher of your own, teacher_epochs=N to train it for longer or shorter.\n"
     )
     trainer.train()

@@ -112,7 +112,7 @@ class GIDTrainer(DistillationTrainer):
 
         Without `ema_decay=`, the average spans the last tenth of the run (1 - 10 / steps) and at most 5,000 steps.
         """
-        steps = max(1, round(len(self.train_loader) * self.epochs / self.accumulate))
+        steps = max(1, round(self.schedule.iterations / self.accumulate))
         decay = self.args.ema_decay
         decay = min(max(0.0, 1 - 10 / steps), 0.9998) if decay is None else decay
         self.ema.decay = _Decay(decay, tau=max(1.0, steps / 20))

@@ -1,0 +1,210 @@
+"""`gid-study` on real runs: tiny ones, as processes of their own."""
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from engine_helpers import FAST, train_one_epoch
+
+from gid_yolo.analysis.study import seeds_of, study
+from gid_yolo.analysis.study_plan import Run
+from gid_yolo.analysis.study_runs import Runner, _locked, devices_of
+from gid_yolo.cli import main
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.errors import UserError
+
+ROWS = [
+    {"name": "teacher", "kind": "teacher"},
+    {"name": "plain", "kind": "plain", "paper": {"mAP": 30.0}},
+    {"name": "relation", "args": {"gid_feature": 0, "gid_response": 0}, "paper": {"mAP": 31.0}},
+    {"name": "mimicking", "args": {"distill": "mimicking"}},  # which needs proposals
+]
+
+
+@pytest.fixture(scope="module")
+def own_study(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "mine.yaml"
+    groups = [{"name": "all", "rows": ROWS}]
+    path.write_text(yaml.safe_dump({"title": "Mine", "paper": "toys", "columns": ["mAP", "AP50"], "groups": groups}))
+    return path
+
+
+def start(own_study: Path, project: Path, data: Path, checkpoints: dict[str, str], **kwargs):
+    teacher = checkpoints["retina_nano"]
+    common = {
+        **FAST,
+        "model": "retina_nano",
+        "teacher": teacher,
+        "data": str(data),
+        "project": str(project),
+        "seeds": 1,
+    }
+    return study(own_study, **{**common, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, own_study, data, checkpoints) -> tuple[Path, UserError]:
+    project = tmp_path_factory.mktemp("project")
+    with pytest.raises(UserError) as error:
+        start(own_study, project, data, checkpoints, jobs=2)
+    return project, error.value
+
+
+def runs_of(project: Path) -> dict[str, dict]:
+    return {row["name"]: row for row in json.loads((project / "mine.json").read_text())["rows"]}
+
+
+@pytest.mark.slow
+def test_every_cell_is_what_its_run_measured(finished) -> None:
+    project, _ = finished
+    rows = runs_of(project)
+    with (project / "mine.csv").open(newline="") as stream:
+        table = {(row["row"], row["column"]): row for row in csv.DictReader(stream)}
+    for name in ("teacher", "plain", "relation"):
+        run = rows[name]["runs"]["0"]["run"]
+        measured = json.loads((project / "runs" / run / "coco_metrics.json").read_text())
+        assert measured["images"] == 4
+        for column in ("mAP", "AP50"):
+            assert float(table[name, column]["mean"]) == pytest.approx(measured[column], abs=1e-4)
+    gain = float(table["relation", "mAP"]["mean"]) - float(table["plain", "mAP"]["mean"])
+    assert float(table["relation", "mAP"]["gain"]) == pytest.approx(gain, abs=2e-4)
+    assert (table["relation", "mAP"]["gain_low"], table["relation", "mAP"]["paper_gain"]) == ("", "1.0")
+
+
+@pytest.mark.slow
+def test_the_rows_trained_what_they_say(finished) -> None:
+    project, _ = finished
+    rows = runs_of(project)
+    plain, relation = (
+        yaml.safe_load((project / "runs" / rows[name]["runs"]["0"]["run"] / "args.yaml").read_text())
+        for name in ("plain", "relation")
+    )
+    apart = {key for key in plain if plain[key] != relation[key]}
+    assert apart == {"teacher", "gid_feature", "gid_response", "name", "save_dir"}
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_stops_no_other_and_is_reported(finished) -> None:
+    project, error = finished
+    assert "1 of 4 runs failed" in str(error)
+    assert "distill=mimicking" in str(error)
+    text = (project / "mine.md").read_text()
+    assert "FAILED: all, mimicking: gid train: distill=mimicking compares features of proposals" in text
+    assert runs_of(project)["mimicking"]["columns"]["mAP"]["spread"] is None
+
+
+@pytest.mark.slow
+def test_started_again_it_only_does_what_is_left(finished, own_study, data, checkpoints) -> None:
+    project, _ = finished
+    logs = {path: path.stat().st_mtime_ns for path in (project / "runs").glob("*.log")}
+    before = runs_of(project)
+    with pytest.raises(UserError, match="1 of 4 runs failed"):
+        start(own_study, project, data, checkpoints)
+    changed = [path.name for path in logs if path.stat().st_mtime_ns != logs[path]]
+    assert len(logs) == 4
+    assert len(changed) == 1  # the one that failed is tried again
+    assert "mimicking" in changed[0]
+    assert runs_of(project) == before
+
+
+@pytest.mark.slow
+def test_another_split_measures_the_same_weights(finished, own_study, data, checkpoints) -> None:
+    project, _ = finished
+    weights = {path: path.stat().st_mtime_ns for path in project.glob("runs/*/weights/best.pt")}
+    with pytest.raises(UserError, match="1 of 4 runs failed"):
+        start(own_study, project, data, checkpoints, split="train", jobs=2)
+    assert {path: path.stat().st_mtime_ns for path in project.glob("runs/*/weights/best.pt")} == weights
+    for row in list(runs_of(project).values())[:3]:
+        assert row["columns"]["mAP"]["spread"]["count"] == 1
+    assert {json.loads(p.read_text())["images"] for p in project.glob("runs/*/train/coco_metrics.json")} == {8}
+
+
+def test_a_run_goes_on_from_its_last_epoch(tmp_path, data) -> None:
+    run = Run("plain", {"model": "retina_nano", "data": str(data), **FAST, "epochs": 2})
+    runner = Runner(tmp_path, "val", [None])
+    assert runner.command(run)[0] == "train"
+    assert "model=retina_nano" in runner.command(run)
+    place = {"project": str(tmp_path), "name": "plain", "exist_ok": True}
+    train_one_epoch(GIDTrainer(overrides={**run.args, **place}))
+    last = tmp_path / "plain" / "weights" / "last.pt"
+    assert runner.command(run) == ["train", "resume=True", f"model={last}"]
+
+    runner.execute([run], lambda: None)
+    assert runner.failed == {}
+    assert runner.results(run).keys() >= {"mAP", "AR_L"}
+    assert runner.command(run) is None
+    rows = (tmp_path / "plain" / "results.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0].strip() for row in rows] == ["1", "2"]
+
+    (tmp_path / "plain" / "coco_metrics.json").unlink()  # killed in its final evaluation: only that is repeated
+    words = runner.command(run)
+    assert words[:2] == ["val", f"model={last.with_name('best.pt')}"]
+    assert {f"project={tmp_path}", "name=plain", "split=val"} <= set(words)
+    last.write_bytes(last.read_bytes()[:1000])  # the machine went down while it was written
+    assert runner.command(run)[:2] == ["train", "plots=False"]
+
+
+def test_two_studies_do_not_train_one_run(tmp_path, data) -> None:
+    run = Run("plain", {"model": "retina_nano", "data": str(data), **FAST})
+    runner = Runner(tmp_path, "val", [None])
+    with (tmp_path / "plain.log").open("a") as other:
+        assert _locked(other)
+        assert runner._start(run, None) is None
+        assert run.name not in runner.failed
+    process = runner._start(run, None)  # the lock went with the other
+    with (tmp_path / "plain.log").open("a") as third:
+        assert not _locked(third)  # and is now held by the process, whatever becomes of this one
+        process.process.kill()
+        process.process.wait()
+        assert _locked(third)
+
+
+def test_an_interrupt_leaves_no_process_behind(tmp_path, data) -> None:
+    long = Run("long", {"model": "retina_nano", "data": str(data), **FAST, "epochs": 500})
+    bad = Run("bad", {"model": "retina_nano", "data": str(data), **FAST, "lr_gamma": 7})
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    runner, began = Runner(tmp_path, "val", [None, None]), time.time()
+    with pytest.raises(KeyboardInterrupt):
+        runner.execute([long, bad], interrupt)
+    assert runner.failed.keys() == {"bad"}
+    assert "lr_gamma=7" in runner.failed["bad"]
+    assert time.time() - began < 120
+    with (tmp_path / "long.log").open("a") as log:
+        assert _locked(log)
+
+
+def test_a_student_waits_for_its_teacher_and_fails_with_it(tmp_path, data) -> None:
+    teacher = Run("teacher", {"model": "retina_nano", "data": str(data), **FAST, "lr_gamma": 7})
+    student = Run("student", {"model": "retina_nano", "data": str(data), **FAST}, None, teacher)
+    runner = Runner(tmp_path, "val", [None, None])
+    assert runner._start(student, None) is None
+    runner.execute([teacher, student], lambda: None)
+    assert runner.failed.keys() == {"teacher", "student"}
+    assert runner.failed["student"] == "its teacher could not be trained"
+    assert not (tmp_path / "student").exists()
+
+
+def test_devices_are_slots() -> None:
+    assert devices_of("0,1", 1) == ["0", "1"]
+    assert devices_of([2, 3], 2) == ["2", "3", "2", "3"]
+    assert devices_of("cpu", 3) == ["cpu"] * 3
+    assert devices_of(1, 1) == ["1"]
+
+
+def test_seeds_are_a_number_or_a_list() -> None:
+    assert (seeds_of(3), seeds_of([3, 7])) == ((0, 1, 2), (3, 7))
+
+
+def test_the_command_line_needs_a_study(capsys) -> None:
+    assert main(["study"]) == 2
+    assert "say which study, e.g. gid-study verdict" in capsys.readouterr().err
+    assert main(["study", "model=retina_nano"]) == 2
+    assert "say which study" in capsys.readouterr().err
+    assert main(["study", "table9"]) == 2
+    assert "'table9' is not known" in capsys.readouterr().err

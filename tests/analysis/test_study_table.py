@@ -1,0 +1,124 @@
+"""The table of a study, from results that are made up here, so that every number in it can be derived."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gid_yolo.analysis.study_file import read_study
+from gid_yolo.analysis.study_plan import Row, Run, Study
+from gid_yolo.analysis.study_table import markdown, tabulate, verdict, write_files
+from gid_yolo.engine.coco_eval import COLUMNS
+
+T_2 = 4.302653  # Student's t, 2 degrees of freedom, 97.5 %
+
+
+def make(name: str, maps: dict[str, list[float | None]], **columns: float):
+    """A study of one group whose rows have these mAP by seed (None: not done); the function that reads results."""
+    file = read_study(name)
+    rows, found = [], {}
+    for template in file.groups[0].rows:
+        runs = {}
+        for seed, value in enumerate(maps.get(template.name, [])):
+            run = Run(f"{template.name}-{seed}", {"seed": seed})
+            runs[seed] = run
+            found[run.name] = None if value is None else {**dict.fromkeys(COLUMNS, 0.0), **columns, "mAP": value}
+        rows.append(Row("RetinaNet", template.name, template.kind, runs, template.paper))
+    settings = {
+        "name": file.name, "models": {"RetinaNet": "small under big"}, "data": "/x/cells.yaml", "split": "val",
+        "seeds": (0, 1, 2), "arguments": {"epochs": 8}, "version": "0",
+    }  # fmt: skip
+    return Study(file, tuple(rows), settings), lambda run: found[run.name]
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    lines = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("|")]
+    width = len(lines[0]) + 1
+    return {line[0].strip(): [cell.strip() for cell in line[1:width]] for line in lines[2:]}
+
+
+def test_the_papers_figures_stand_beside_ours() -> None:
+    study, results = make("table7", {"K = 0 (student)": [10.0, 12.0, 14.0], "K = 5": [13.0, 14.0, 18.0]})
+    text = markdown(study, tabulate(study, results, {}))
+    rows = cells(text)
+    # plain: mean 12, std 2. K = 5: mean 15, std sqrt(7); gains 3, 2, 4: mean 3, half width t x 1 / sqrt(3) = 2.48
+    assert rows["K = 0 (student)"] == ["12.0 ± 2.0 (36.2)", "", "3"]
+    half = T_2 / math.sqrt(3)
+    assert rows["K = 5"] == [
+        f"15.0 ± {math.sqrt(7):.1f} (38.9)",
+        f"+3.0 [{3 - half:+.1f}, {3 + half:+.1f}] (+2.7)",
+        "3",
+    ]
+    assert rows["K = 300"][0] == "- (38.6)"
+    assert "small under big, on cells.yaml, epochs=8" in text
+    assert "(COCO, RetinaNet, ResNet-101 to ResNet-50)" in text
+
+
+def test_what_is_not_done_is_said() -> None:
+    study, results = make("table7", {"K = 0 (student)": [10.0, None], "K = 5": [13.0, None]})
+    text = markdown(study, tabulate(study, results, {}))
+    assert cells(text)["K = 5"] == ["13.0 (38.9)", "+3.0 (+2.7)", "1 of 2"]
+    assert "the same command goes on" in text
+
+
+def test_a_failed_run_is_named_with_its_reason() -> None:
+    study, results = make("table7", {"K = 0 (student)": [10.0], "K = 5": [None]})
+    text = markdown(study, tabulate(study, results, {"K = 5-0": "gid train: no memory."}))
+    assert "FAILED: RetinaNet, K = 5: gid train: no memory." in text
+    assert cells(text)["K = 5"] == ["- (38.9)", "(+2.7)", "0 of 1"]
+
+
+def test_several_columns_end_in_the_gain_of_the_last_row() -> None:
+    study, results = make("table3", {"teacher": [50.0], "student": [30.0], "GID": [32.0]}, AP50=60.0, AP_S=-1.0)
+    rows = cells(markdown(study, tabulate(study, results, {})))
+    # small objects are absent from the data: no value, no gain, but the paper's gain 19.2 - 16.4
+    assert rows["GID"][:4] == ["32.0 (33.5)", "60.0 (51.9)", "0.0 (35.5)", "- (19.2)"]
+    assert rows["gain of the last"][:4] == ["+2.0 (+2.5)", "+0.0 (+3.0)", "+0.0 (+2.8)", "(+2.8)"]
+    assert rows["teacher"][-2:] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("distilled", "word", "sentence"),
+    [
+        ([13.0, 15.0, 17.1], "helped", "Distillation helped: +3.0 mAP (95% interval"),
+        ([7.0, 9.0, 10.9], "harmed", "Distillation harmed: -3.0 mAP"),
+        ([12.0, 12.0, 16.0], "undecided", "A gain of this size and spread would take about"),
+        ([13.0], "one seed", "One seed says +3.0 mAP"),
+    ],
+)
+def test_the_verdict(distilled, word, sentence) -> None:
+    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0, 12.0, 14.0], "distilled": distilled})
+    lines = tabulate(study, results, {})
+    said = verdict(study, lines)
+    assert said["verdict"] == word
+    assert sentence in said["sentence"]
+    share = sum(distilled) / len(distilled) / 20
+    assert f"The distilled student has {share:.0%} of its teacher's mAP." in said["sentence"]
+
+
+def test_there_is_no_verdict_before_both_are_trained() -> None:
+    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0], "distilled": [None]})
+    assert verdict(study, tabulate(study, results, {})) is None
+
+
+def test_files_hold_the_numbers_of_the_table(tmp_path) -> None:
+    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0, 12.0, 14.0], "distilled": [13.0, 15.0, 17.1]})
+    lines = tabulate(study, results, {})
+    files = write_files(study, lines, tmp_path, results)
+    assert [file.name for file in files] == ["verdict.md", "verdict.csv", "verdict.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["verdict.csv", "verdict.json", "verdict.md"]
+    assert "**Distillation helped" in files[0].read_text()
+    with files[1].open(newline="") as stream:
+        table = {(row["row"], row["column"]): row for row in csv.DictReader(stream)}
+    assert len(table) == 3 * len(COLUMNS)
+    row = table["distilled", "mAP"]
+    gain = lines[-1].cells["mAP"].gain
+    assert float(row["mean"]) == pytest.approx(45.1 / 3, abs=1e-4)
+    assert (float(row["gain_low"]), float(row["gain_high"])) == pytest.approx((gain.low, gain.high), abs=1e-4)
+    assert (row["seeds"], row["paper"], table["plain", "mAP"]["gain"]) == ("3", "", "")
+    saved = json.loads(Path(files[2]).read_text())
+    assert saved["verdict"]["verdict"] == "helped"
+    runs = saved["rows"][2]["runs"]
+    assert [runs[str(seed)]["results"]["mAP"] for seed in range(3)] == [13.0, 15.0, 17.1]
