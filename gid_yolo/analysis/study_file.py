@@ -31,14 +31,13 @@ class Template:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one student and teacher; `papers` is False once the models are of a kind the paper has no figures for."""
+    """Rows of one student and teacher; of tables that compare kinds of detector, `detector` says which."""
 
     name: str
     detector: str | None
     model: str | None
     teacher: str | None
     rows: tuple[Template, ...]
-    papers: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,8 @@ def _group(contents: Any, columns: tuple[str, ...]) -> Group:
         raise ValueError(f"two rows of the group {contents['name']} have one name.")
     if sum(row.kind == "plain" for row in rows) != 1:
         raise ValueError(f"the group {contents['name']} needs one row of kind: plain, which gains are measured from.")
-    return Group(str(contents["name"]), *(contents.get(key) for key in ("detector", "model", "teacher")), rows)
+    detector, model, teacher = (contents.get(key) for key in ("detector", "model", "teacher"))
+    return Group(str(contents["name"]), detector, model, teacher, rows)
 
 
 def _row(contents: Any, columns: tuple[str, ...]) -> Template:

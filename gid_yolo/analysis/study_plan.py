@@ -117,20 +117,15 @@ class Planner:
         return [self._row(group, row, student, teacher, needs, identity) for row in group.rows]
 
     def _row(self, group: Group, row: Template, student: str, teacher: Path, needs: Run | None, identity: str) -> Row:
-        paper = row.paper if group.papers else {}
         if row.kind == "teacher":
-            run = needs or self._evaluation(group.teacher or "", teacher, identity, student)
-            return Row(group.name, row.name, row.kind, {self.seeds[0]: run}, paper)
-        if row.kind == "plain":
-            args = {k: v for k, v in self.common.items() if not k.startswith(ONLY_DISTILLING)}
-            return Row(
-                group.name, row.name, row.kind, {s: self._run(student, {**args, "seed": s}) for s in self.seeds}, paper
-            )
-        runs = {}
-        for seed in self.seeds:
-            args = {**self.common, **row.args, "seed": seed, "teacher": str(teacher)}
-            runs[seed] = self._run(student, args, needs, identity)
-        return Row(group.name, row.name, row.kind, runs, paper)
+            runs = {self.seeds[0]: needs or self._evaluation(str(group.teacher), teacher, identity, student)}
+        elif row.kind == "plain":
+            args = {key: value for key, value in self.common.items() if not key.startswith(ONLY_DISTILLING)}
+            runs = {seed: self._run(student, {**args, "seed": seed}) for seed in self.seeds}
+        else:
+            args = {**self.common, **row.args, "teacher": str(teacher)}
+            runs = {seed: self._run(student, {**args, "seed": seed}, needs, identity) for seed in self.seeds}
+        return Row(group.name, row.name, row.kind, runs, row.paper)
 
     def _run(self, model: str, args: dict[str, Any], needs: Run | None = None, identity: str = "") -> Run:
         """A training, named by what differs from the model's defaults."""
@@ -183,9 +178,9 @@ class Planner:
 
     def _evaluation(self, name: str, checkpoint: Path, identity: str, student: str) -> Run:
         """The teacher, measured as the students are."""
-        args = {key: self.common[key] for key in ("classes", "single_cls", "batch") if key in self.common}
         trained = {**defaults_of(student), **expand(self.common, family_of(student))}
-        args |= {"data": str(self.data), "imgsz": trained["imgsz"]}
+        args: dict[str, Any] = {"data": str(self.data), "imgsz": trained["imgsz"]}
+        args |= {key: self.common[key] for key in ("classes", "single_cls", "batch") if key in self.common}
         return Run(_name([_label(name), "teacher"], None, {**args, "teacher": identity}), args, checkpoint)
 
 

@@ -80,7 +80,8 @@ class Runner:
         waiting = deque(run for run in runs if self.results(run) is None)
         total, done, began = len(waiting), 0, time.time()
         LOGGER.info(f"{len(runs) - total} of {len(runs)} runs are done, {total} are left, {len(self.slots)} at a time.")
-        free, running = list(range(len(self.slots))), []
+        free = list(range(len(self.slots)))
+        running: list[_Process] = []
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             while waiting or running:
