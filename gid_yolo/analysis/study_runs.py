@@ -80,43 +80,33 @@ class Runner:
         waiting = deque(run for run in runs if self.results(run) is None)
         total, done, began = len(waiting), 0, time.time()
         LOGGER.info(f"{len(runs) - total} of {len(runs)} runs are done, {total} are left, {len(self.slots)} at a time.")
-        free = list(range(len(self.slots)))
+        free = list(self.slots)
         running: list[_Process] = []
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             while waiting or running:
-                for _ in range(len(waiting)):
-                    if not free:
-                        break
+                for _ in range(len(waiting) if free else 0):
                     run = waiting.popleft()
-                    process = self._start(run, self.slots[free[-1]])
-                    if process is not None:
+                    if process := self._start(run, free[-1]):
                         running.append(process)
-                        process.slot = free.pop()
-                    elif self._over(run):
-                        done += 1
-                        report()
-                    else:
+                        free.pop()
+                        break  # start the next one after a look at those that run
+                    if not self._over(run):
                         waiting.append(run)
                 time.sleep(POLL)
-                for process in [p for p in running if p.process.poll() is not None]:
+                for process in [p for p in running if p.popen.poll() is not None]:
                     running.remove(process)
-                    free.append(process.slot)
+                    free.append(process.device)
                     self._judge(process)
                     if not self._over(process.run):
                         waiting.appendleft(process.run)  # trained; its results on another split are to come
                         continue
-                    done += 1
+                    done = total - len(waiting) - len(running)
                     left = (time.time() - began) / done * (total - done)
                     LOGGER.info(f"[{done}/{total}] {self._say(process)}; {_duration(left)} left")
                     report()
         finally:
-            for process in running:  # an interrupted study leaves no process behind
-                process.process.terminate()
-            for process in running:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.process.wait(timeout=20)
-                process.process.kill()
+            _stop(running)
 
     def _start(self, run: Run, device: str | None) -> _Process | None:
         """A run's next process; None where there is none, it waits for its teacher, or another study trains it."""
@@ -140,11 +130,11 @@ class Runner:
             log.flush()
             command = [sys.executable, "-m", "gid_yolo.cli", *words]
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        return _Process(run, words, process, Path(log.name))
+        return _Process(run, words, device, process, Path(log.name))
 
     def _judge(self, process: _Process) -> None:
         """Note a run as failed whose process ended badly, or well without doing what it was for."""
-        code = process.process.returncode
+        code = process.popen.returncode
         if code:
             self.failed[process.run.name] = _reason(process.log) or f"exit status {code}"
         elif (again := self.command(process.run)) and again[:2] == process.words[:2]:
@@ -173,9 +163,19 @@ class Runner:
 class _Process:
     run: Run
     words: list[str]
-    process: subprocess.Popen[bytes]
+    device: str | None
+    popen: subprocess.Popen[bytes]
     log: Path
-    slot: int = 0
+
+
+def _stop(running: Sequence[_Process]) -> None:
+    """End what runs: an interrupted study leaves no process behind."""
+    for process in running:
+        process.popen.terminate()
+    for process in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.popen.wait(timeout=20)
+        process.popen.kill()
 
 
 def devices_of(device: Any, jobs: int) -> list[str | None]:

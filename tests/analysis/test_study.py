@@ -157,8 +157,8 @@ def test_two_studies_do_not_train_one_run(tmp_path, data) -> None:
     process = runner._start(run, None)  # the lock went with the other
     with (tmp_path / "plain.log").open("a") as third:
         assert not _locked(third)  # and is now held by the process, whatever becomes of this one
-        process.process.kill()
-        process.process.wait()
+        process.popen.kill()
+        process.popen.wait()
         assert _locked(third)
 
 
