@@ -8,6 +8,25 @@ from torch import Tensor
 
 from gid_yolo.ops.precision import wide
 
+MANY = 32  # instances from which on the product form is the faster one
+COINCIDING = 1e-13  # squared distance over squared size under which float64 holds no digit of it
+
+
+def distances(flat: Tensor) -> Tensor:
+    """Euclidean distances of all pairs in an image: (B, K, D) to (B, K, K), of the same dtype.
+
+    Differences cost K^2 D additions that no hardware is fast at. Of many instances |a - b|^2 = |a|^2 + |b|^2 - 2ab is
+    taken, a matrix product; in float64, for in float32 it loses all digits where two instances nearly coincide.
+    """
+    if flat.shape[1] <= MANY or flat.device.type == "mps":  # which has no float64
+        return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
+    x = flat.double()
+    size = x.square().sum(-1)
+    sizes = size[:, :, None] + size[:, None, :]  # (B, K, K)
+    squared = torch.baddbmm(sizes, x, x.transpose(1, 2), alpha=-2)
+    apart = squared > COINCIDING * sizes
+    return squared.where(apart, 1.0).sqrt().where(apart, 0.0).to(flat.dtype)  # no infinite slope at a distance of 0
+
 
 def normalised_distances(features: Tensor, pairs: Tensor) -> Tensor:
     """Euclidean distances between the instances of each image, divided by their mean phi.
@@ -19,9 +38,7 @@ def normalised_distances(features: Tensor, pairs: Tensor) -> Tensor:
     Returns:
         (B, K, K) in at least float32; 0 where not a pair.
     """
-    flat = wide(features).flatten(2)  # (B, K, D)
-    # The matrix-product form of the distance loses all digits where two instances nearly coincide
-    distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").where(pairs, 0.0)
+    distance = distances(wide(features).flatten(2)).where(pairs, 0.0)
     phi = distance.sum((1, 2), keepdim=True) / pairs.sum((1, 2), keepdim=True).clamp(min=1)  # (B, 1, 1)
     return distance / phi.clamp(min=1e-6)
 

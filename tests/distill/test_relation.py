@@ -3,6 +3,7 @@ import torch
 from reference.distill import naive_relation
 
 from gid_yolo.distill import relation_loss
+from gid_yolo.distill.relation import MANY, distances
 
 VALID = torch.tensor([[True, True, True, True], [True, False, True, False], [True, False, False, False], [False] * 4])
 
@@ -123,6 +124,27 @@ def test_nearly_coinciding_instances_keep_their_digits() -> None:
     valid = torch.ones(1, 4, dtype=torch.bool)
     expected = naive_relation(teacher, student, valid)
     assert relation_loss(teacher, student, valid).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (100.0, 0.0), (1e-3, 10.0)])
+def test_many_instances_are_compared_as_few_are(scale: float, offset: float) -> None:
+    """The product form, with two instances that coincide, against the differences themselves in float64."""
+    features = (torch.randn(2, MANY + 1, 12) * scale + offset).requires_grad_()
+    features.data[0, 3] = features.data[0, 7]
+    oracle = features.detach().double().requires_grad_()
+    pairs = ~torch.eye(MANY + 1, dtype=torch.bool)
+    pairs[3, 7] = pairs[7, 3] = False  # the slope of a norm is not defined at 0
+    expected = (oracle[:, :, None] - oracle[:, None]).square().sum(-1).where(pairs, 1.0).sqrt().where(pairs, 0.0)
+    found = distances(features)
+    assert found.dtype == torch.float32
+    assert found[0, 3, 7].item() == 0
+    weight = torch.rand(2, MANY + 1, MANY + 1) * pairs
+    torch.testing.assert_close((found * pairs).double(), expected, rtol=1e-5, atol=0)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(
+        features.grad.double(), oracle.grad, rtol=1e-4, atol=1e-4 * float(oracle.grad.abs().max())
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
