@@ -22,6 +22,7 @@ HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
   gid-benchmark  model=distilled.pt baseline=plain.pt teacher=teacher.pt data=my.yaml
   gid-visualize  model=student.pt teacher=teacher.pt source=images/
   gid-study      table6 model=retina_nano teacher=retina_small.pt data=my.yaml [seeds=3] [epochs=40] ...
+                 [split=test] [device=0,1] [jobs=2] [project=folder] [plan=True]
 
 `gid train ...` is the same as `gid-train ...`. Without data= the embedded data set is used.
 Studies: {", ".join(study_names())} (does it help on my data?), or a yaml of your own.

@@ -19,6 +19,7 @@ from gid_yolo.engine.config import check_keys, check_values, without_none
 from gid_yolo.engine.recipe import read_recipe
 from gid_yolo.errors import UserError, some
 from gid_yolo.export.evaluate import read_data
+from gid_yolo.model import check_device
 
 OF_A_RUN = ("seed", "name", "exist_ok", "resume", "cfg", "save_dir", "mode", "task", "val")  # the study sets them
 
@@ -67,15 +68,19 @@ def study(
     data_path, contents = read_data(data, split)
     common = _one_class(file, common, contents["names"])
     root = Path(SETTINGS["runs_dir"]) / (project or "study")
-    planner = Planner(data_path.resolve(), root.resolve() / "runs", common, numbers)
+    where = data_path.resolve() if data_path.is_file() else data_path  # a name of Ultralytics' stays one
+    planner = Planner(where, root.resolve() / "runs", common, numbers)
     groups, left_out = with_models(file, _pairs(model, teacher))
     rows = [row for group in groups for row in planner.rows(group)]
     settings = {
-        "name": file.name, "models": planner.models, "data": str(data_path), "split": split, "seeds": numbers,
+        "name": file.name, "models": planner.models, "data": str(where), "split": split, "seeds": numbers,
         "arguments": common, "version": __version__,
     }  # fmt: skip
     whole = Study(file, tuple(rows), settings, tuple(left_out))
-    runner = Runner(planner.folder, split, devices_of(device, jobs))
+    devices = devices_of(device, jobs)
+    for slot in set(devices):
+        check_device(slot)
+    runner = Runner(planner.folder, split, devices)
     if plan:
         for run in whole.runs:
             words = runner.command(run)
@@ -123,6 +128,10 @@ def _check_common(file: StudyFile, common: dict[str, Any]) -> dict[str, Any]:
     check_values(common)
     if own := [key for key in OF_A_RUN if key in common]:
         raise UserError(f"{own[0]}= is what gid-study sets for each run: leave it out.")
+    if file.name == "verdict" and common.get("distill") == "none":
+        raise UserError("distill=none leaves nothing to judge: name a method, or leave it out.")
+    if "distill" in common and any(key.startswith("gid_") for key in file.varied):
+        raise UserError(f"distill= does not go with {file.name}, whose rows differ in the terms of GID: leave it out.")
     if varied := sorted(file.varied & set(common)):
         raise UserError(f"{varied[0]}= is what the rows of {file.name} differ in: leave it out.")
     return common
@@ -152,7 +161,7 @@ def _pairs(model: Any, teacher: Any) -> list[tuple[str, str, str]]:
     Raises:
         UserError: One without the other.
     """
-    models, teachers = ([] if x is None else list(x) if isinstance(x, list | tuple) else [x] for x in (model, teacher))
+    models, teachers = _listed(model), _listed(teacher)
     pairs = []
     for student, its_teacher in itertools.zip_longest(models, teachers):
         if student is None or its_teacher is None:
@@ -161,3 +170,12 @@ def _pairs(model: Any, teacher: Any) -> list[tuple[str, str, str]]:
             )
         pairs.append((family_of(str(student)), str(student), str(its_teacher)))
     return pairs
+
+
+def _listed(value: Any) -> list[str]:
+    """`a`, `[a, b]`, or the text "[a,b]" that the command line makes of the latter."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        value = [part.strip(" '\"") for part in value.strip("[]() ").split(",")]
+    return [str(part) for part in (value if isinstance(value, list | tuple) else [value])]

@@ -73,9 +73,11 @@ def read_study(name: str | Path) -> StudyFile:
         contents = load_yaml(path)
         _check(contents, {"title", "columns", "groups"}, _FILE_KEYS, "the study")
         columns = tuple(contents["columns"])
-        if unknown := [c for c in columns if c not in COLUMNS] or not columns:
-            raise ValueError(f"columns: {unknown} must be some of {', '.join(COLUMNS)}.")
+        if not columns or not set(columns) <= set(COLUMNS):
+            raise ValueError(f"columns: {contents['columns']} must be some of {', '.join(COLUMNS)}.")
         groups = tuple(_group(group, columns) for group in contents["groups"])
+        if len({group.name for group in groups}) < len(groups):
+            raise ValueError("two groups have one name.")
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a study: {error}") from error
     return StudyFile(
@@ -103,6 +105,8 @@ def _row(contents: Any, columns: tuple[str, ...]) -> Template:
     if args and kind != "distilled":
         raise ValueError(f"the row {contents['name']} has args:, which only rows of kind: distilled take.")
     _check(paper, set(), set(columns), f"paper: of the row {contents['name']}")
+    if not all(isinstance(figure, int | float) for figure in paper.values()):
+        raise ValueError(f"paper: of the row {contents['name']} must hold numbers, but holds {list(paper.values())}.")
     check_keys(args)
     check_values(args)
     return Template(str(contents["name"]), kind, dict(args), dict(paper))

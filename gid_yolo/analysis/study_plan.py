@@ -10,23 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import LOGGER
 
 from gid_yolo.analysis.study_file import Group, StudyFile, Template
 from gid_yolo.detectors.build import model_config
+from gid_yolo.distill.methods import parse_methods
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_model
-from gid_yolo.engine.config import model_defaults, yolo_defaults
+from gid_yolo.engine.config import (
+    DEFAULTS,
+    check_values,
+    check_weights,
+    model_defaults,
+    without_none,
+    yolo_defaults,
+)
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.recipe import expand
-from gid_yolo.engine.teacher import find_finished_run, teacher_args
+from gid_yolo.engine.teacher import check_teacher_name, find_finished_run, teacher_args
 from gid_yolo.engine.trainer import with_anchors_of
 from gid_yolo.errors import UserError
 from gid_yolo.model import yolo_config
 
-ONLY_DISTILLING = ("gid_", "distill", "teacher", "fitnet_", "fine_grained_", "mimicking_")  # a plain run ignores them
+ONLY_DISTILLING = ("gid_", "distill", "teacher", "fitnet_", "fine_grained_", "mimicking_")  # a plain run has none
 # What a teacher trained for a study takes over besides, and what of the schedule where it trains as long
 OF_DATA = ("classes", "single_cls", "fraction", "recipe")
 SCHEDULE = ("lr_steps", "lr_gamma", "warmup_iterations", "warmup_epochs")
-UNTRAINED = frozenset({"device", "workers", "cache", "plots", "verbose"})  # they do not change what is learnt
+OF_EVALUATION = ("imgsz", "classes", "single_cls", "batch", "conf", "iou", "max_det", "half")
+UNTRAINED = frozenset(  # they do not change what is learnt
+    {"device", "workers", "cache", "plots", "verbose", "save", "save_period", "gid_visualize_every"}
+    | {"teacher_min_ap", "teacher_sample", "teacher_epochs"}
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,7 @@ class Planner:
             raise UserError("model= and teacher= are both needed: the study compares a student with and without one.")
         teacher, needs, identity = self._teacher(group.teacher)
         student = self._student(group.model, teacher if needs is None else group.teacher)
+        check_pair(group, student, self.common)
         self.models[group.name] = f"{_label(group.model)} under {_label(group.teacher)}"
         return [self._row(group, row, student, teacher, needs, identity) for row in group.rows]
 
@@ -120,43 +135,47 @@ class Planner:
         if row.kind == "teacher":
             runs = {self.seeds[0]: needs or self._evaluation(str(group.teacher), teacher, identity, student)}
         elif row.kind == "plain":
-            args = {key: value for key, value in self.common.items() if not key.startswith(ONLY_DISTILLING)}
-            runs = {seed: self._run(student, {**args, "seed": seed}) for seed in self.seeds}
+            runs = {seed: self._run(student, {**self.common, "seed": seed}) for seed in self.seeds}
         else:
             args = {**self.common, **row.args, "teacher": str(teacher)}
             runs = {seed: self._run(student, {**args, "seed": seed}, needs, identity) for seed in self.seeds}
         return Row(group.name, row.name, row.kind, runs, row.paper)
 
-    def _run(self, model: str, args: dict[str, Any], needs: Run | None = None, identity: str = "") -> Run:
-        """A training, named by what differs from the model's defaults."""
-        args = expand({"data": str(self.data), **args}, family_of(model))
+    def _run(self, model: str, given: dict[str, Any], needs: Run | None = None, identity: str = "") -> Run:
+        """A training, named by what differs from the model's defaults; without a teacher among `given`, a plain one."""
+        args = expand({"data": str(self.data), **given}, family_of(model))
+        if "teacher" not in given:
+            args = {key: value for key, value in args.items() if not key.startswith(ONLY_DISTILLING)}
         defaults = defaults_of(model)
+        check_run(defaults, args)
         telling = {k: v for k, v in args.items() if k not in UNTRAINED and (k == "data" or v != defaults.get(k))}
         if "teacher" in telling:
             telling["teacher"] = identity  # a file of the same weights may lie elsewhere
         varied = [f"{key}={value}" for key, value in telling.items() if key.startswith(("gid_", "distill"))]
         words = [_label(model), *(varied or (["gid"] if "teacher" in telling else []))]
-        return Run(
-            _name(words, args.get("seed", 0), {"model": _identity(model), **telling}),
-            {"model": model, **args},
-            None,
-            needs,
-        )
+        name = _name(words, args.get("seed", 0), {"model": _identity(model), **telling})
+        return Run(name, {"model": model, "patience": 0, **args}, None, needs)  # no run stops before another
 
     def _teacher(self, name: str) -> tuple[Path, Run | None, str]:
         """The teacher's checkpoint, the run that trains it if there is none yet, and what tells it from others."""
-        if is_checkpoint(name):
-            network = load_model(name, "teacher")[0]
-            return Path(network.pt_path).resolve(), None, fingerprint(network)
-        too = OF_DATA if "teacher_epochs" in self.common else OF_DATA + SCHEDULE
-        args = {**teacher_args(self.common), **{key: self.common[key] for key in too if key in self.common}}
-        own = self._run(name, args)
-        path = self.folder / own.name / "weights" / "best.pt"
-        found = Path(f"{name}.pt") if Path(f"{name}.pt").is_file() else find_finished_run(name, self.data)
-        if found is None or any(key in args for key in OF_DATA) or (self.folder / own.name).exists():
-            return path, own, own.name
-        network = load_model(found, "teacher")[0]
-        return found.resolve(), None, fingerprint(network)
+        if not is_checkpoint(name):
+            check_teacher_name(name)
+            too = OF_DATA if "teacher_epochs" in self.common else OF_DATA + SCHEDULE
+            args = {**teacher_args(self.common), **{key: self.common[key] for key in too if key in self.common}}
+            if "teacher_epochs" in self.common:  # a recipe's steps are of a run of its own length
+                args |= {"lr_steps": None, "warmup_iterations": None}
+            own, found = self._run(name, args), Path(f"{name}.pt")
+            if not found.is_file():
+                anew = any(key in args for key in OF_DATA) or (self.folder / own.name).exists()
+                run = None if anew else find_finished_run(name, self.data)
+                if run is None:
+                    LOGGER.info(f"teacher={name} is trained for this study, as {own.name}.")
+                    return self.folder / own.name / "weights" / "best.pt", own, own.name
+                found = run
+            LOGGER.info(f"teacher={name}: {found.resolve()} is used.")
+            name = str(found)
+        network = load_model(name, "teacher")[0]
+        return Path(network.pt_path).resolve(), None, fingerprint(network)
 
     def _student(self, model: str, teacher: str | Path) -> str:
         """The student to train plainly and distilled alike: with the teacher's anchors where its own are others."""
@@ -180,8 +199,43 @@ class Planner:
         """The teacher, measured as the students are."""
         trained = {**defaults_of(student), **expand(self.common, family_of(student))}
         args: dict[str, Any] = {"data": str(self.data), "imgsz": trained["imgsz"]}
-        args |= {key: self.common[key] for key in ("classes", "single_cls", "batch") if key in self.common}
+        args |= {key: self.common[key] for key in OF_EVALUATION if key in self.common}
         return Run(_name([_label(name), "teacher"], None, {**args, "teacher": identity}), args, checkpoint)
+
+
+def check_run(defaults: dict[str, Any], args: dict[str, Any]) -> None:
+    """Refuse now what the trainer would refuse after other runs have been trained.
+
+    Raises:
+        UserError: The trainer's sentence.
+    """
+    try:
+        merged = vars(get_cfg(defaults, without_none(args)))
+        check_values(merged)
+        check_weights(merged)
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
+    if merged["batch"] < 1 or merged["time"]:
+        key = "time" if merged["time"] else "batch"
+        raise UserError(
+            f"{key}={merged[key]} would give every run another budget: give epochs= and a batch= of images."
+        )
+
+
+def check_pair(group: Group, student: str, common: dict[str, Any]) -> None:
+    """Refuse rows that compare the responses of two kinds of detector.
+
+    Raises:
+        UserError: Which row does.
+    """
+    own, theirs = family_of(student), family_of(str(group.teacher))
+    for row in group.rows if own != theirs else ():
+        args = {**DEFAULTS, **common, **row.args}
+        if row.kind == "distilled" and "gid" in parse_methods(str(args["distill"])) and args["gid_response"]:
+            raise UserError(
+                f"the teacher is a {theirs} and the student a {own}, whose responses the row '{row.name}' compares: "
+                "give a pair of one kind, or gid_response=0 to gid-study verdict."
+            )
 
 
 def defaults_of(model: str) -> dict[str, Any]:

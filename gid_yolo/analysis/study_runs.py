@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,8 @@ from typing import IO, Any
 import torch
 from ultralytics.utils import LOGGER
 
-from gid_yolo.analysis.study_plan import Run
+from gid_yolo.analysis.study_plan import OF_EVALUATION, Run
+from gid_yolo.engine.checkpoint import load_any, load_model, record_of
 from gid_yolo.engine.coco_eval import COLUMNS
 from gid_yolo.errors import UserError
 
@@ -68,10 +71,11 @@ class Runner:
         if (home / "coco_metrics.json").is_file() or (last.is_file() and _finished(last)):
             file = self._results_file(run)
             place |= {"project": file.parents[1], "name": file.parent.name}
-            return ["val", *_words({"model": best, "data": args["data"], "split": self.split, "plots": False, **place})]
+            measured = {key: args[key] for key in ("data", *OF_EVALUATION) if key in args}
+            return ["val", *_words({"model": best, "split": self.split, "plots": False, **measured, **place})]
         if last.is_file():
             moved = {"teacher": args["teacher"]} if "teacher" in args else {}
-            return ["train", "resume=True", *_words({"model": last, **moved})]
+            return ["train", "resume=True", *_words({"model": last, "save_dir": home, **moved})]
         return ["train", *_words({"plots": False, **args, **place})]
 
     def execute(self, runs: Sequence[Run], report: Callable[[], Any]) -> None:
@@ -82,8 +86,12 @@ class Runner:
         LOGGER.info(f"{len(runs) - total} of {len(runs)} runs are done, {total} are left, {len(self.slots)} at a time.")
         free = list(self.slots)
         running: list[_Process] = []
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"project={self.folder.parent} cannot be written to: {error}.") from error
+        with _stopped_by_signals(), contextlib.ExitStack() as stack:
+            stack.callback(_stop, running)
             while waiting or running:
                 for _ in range(len(waiting) if free else 0):
                     run = waiting.popleft()
@@ -105,8 +113,6 @@ class Runner:
                     left = (time.time() - began) / done * (total - done)
                     LOGGER.info(f"[{done}/{total}] {self._say(process)}; {_duration(left)} left")
                     report()
-        finally:
-            _stop(running)
 
     def _start(self, run: Run, device: str | None) -> _Process | None:
         """A run's next process; None where there is none, it waits for its teacher, or another study trains it."""
@@ -135,10 +141,26 @@ class Runner:
     def _judge(self, process: _Process) -> None:
         """Note a run as failed whose process ended badly, or well without doing what it was for."""
         code = process.popen.returncode
-        if code:
+        if self.results(process.run) is not None:
+            self._refuse_smaller_batch(process.run)
+        elif code:
             self.failed[process.run.name] = _reason(process.log) or f"exit status {code}"
         elif (again := self.command(process.run)) and again[:2] == process.words[:2]:
             self.failed[process.run.name] = f"gid-{process.words[0]} ended without results"
+
+    def _refuse_smaller_batch(self, run: Run) -> None:
+        """Set a run aside that Ultralytics went on with in smaller batches when the memory was full.
+
+        A distilled run holds the teacher too and would meet that first: its budget is then not the plain one's.
+        """
+        home, asked = self.folder / run.name, run.args.get("batch")
+        best = home / "weights" / "best.pt"
+        if run.checkpoint is not None or asked is None or not best.is_file():
+            return
+        batch = record_of(load_model(best)[0]).get("batch", asked)
+        if batch != asked:
+            home.rename(home.with_name(f"{home.name}.batch{batch}"))
+            self.failed[run.name] = f"the memory was too small for batch={asked}: give a smaller batch= or fewer jobs="
 
     def _over(self, run: Run) -> bool:
         return run.name in self.failed or self.results(run) is not None
@@ -166,6 +188,23 @@ class _Process:
     device: str | None
     popen: subprocess.Popen[bytes]
     log: Path
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP (a closed terminal) end a study as Ctrl-C does, with the runs it started."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before: dict[int, Any] = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(running: Sequence[_Process]) -> None:
@@ -196,13 +235,11 @@ def devices_of(device: Any, jobs: int) -> list[str | None]:
 
 
 def _words(arguments: dict[str, Any]) -> Iterator[str]:
-    return (f"{key}={value}" for key, value in arguments.items() if value is not None)
+    return (f"{key}={value}" for key, value in arguments.items())
 
 
 def _finished(last: Path) -> bool:
     """True where training came to its end, after which Ultralytics takes the optimiser out of the file."""
-    from gid_yolo.engine.checkpoint import load_any
-
     try:
         return load_any(last)[1].get("optimizer") is None
     except UserError as error:  # half a file: the machine went down while it was written

@@ -84,7 +84,7 @@ def markdown(study: Study, lines: Sequence[Line]) -> str:
         own = [line for line in lines if line.row.group == group]
         body += [_body(line, columns) for line in own]
         if len(columns) > 1:
-            body.append(["gain of the last", *(_gain(own[-1].cells[c], digits=1) for c in columns), "", ""])
+            body.append(["gain of the last", *(_gain(own[-1].cells[c]) for c in columns), "", ""])
     widths = [max(len(cells[i]) for cells in [head, *body]) for i in range(len(head))]
     rows = [head, ["-" * width for width in widths], *body]
     table = "\n".join(
@@ -112,7 +112,7 @@ def _notes(study: Study, lines: Sequence[Line]) -> Iterable[str]:
             yield f"FAILED: {line.row.group}, {line.row.name}: {reason}"
     if study.left_out:
         yield f"Left out: {', '.join(study.left_out)}; give model= and teacher= of that kind too, e.g. model=[a,b]."
-    if any(0 < len(line.cells[study.file.columns[0]].values) < len(line.row.runs) for line in lines):
+    if any(len(line.cells[study.file.columns[0]].values) < len(line.row.runs) for line in lines):
         yield "Not all runs are done: the same command goes on."
 
 
@@ -130,13 +130,17 @@ def _mean(cell: Cell) -> str:
     return text if cell.paper is None else f"{text} ({cell.paper:.1f})"
 
 
-def _gain(cell: Cell, digits: int = 1) -> str:
+def _gain(cell: Cell) -> str:
     text = ""
     if gain := cell.gain:
-        text = f"{gain.mean:+.{digits}f}"
-        if gain.low is not None:
-            text += f" [{gain.low:+.{digits}f}, {gain.high:+.{digits}f}]"
-    return text if cell.paper_gain is None else f"{text} ({cell.paper_gain:+.1f})".strip()
+        text = _signed(gain.mean)
+        if gain.low is not None and gain.high is not None:
+            text += f" [{_signed(gain.low)}, {_signed(gain.high)}]"
+    return text if cell.paper_gain is None else f"{text} ({_signed(cell.paper_gain)})".strip()
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"  # adding 0 turns -0.0 into 0.0
 
 
 def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
@@ -147,13 +151,14 @@ def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
     """
     column, line = study.file.columns[0], lines[-1]
     gain = line.cells[column].gain
-    if gain is None or len({row.group for row in study.rows}) > 1:
+    missing = any(len(other.cells[column].values) < len(other.row.runs) for other in lines)
+    if gain is None or missing or len({row.group for row in study.rows}) > 1:
         return None
-    size = f"{gain.mean:+.1f} {column}"
+    size = f"{_signed(gain.mean)} {column}"
     if gain.low is None or gain.high is None:
         word, text = "one seed", f"One seed says {size}, and nothing about how certain that is: give seeds=3 or more."
     else:
-        size += f" ({CONFIDENCE:.0%} interval {gain.low:+.1f} to {gain.high:+.1f}, {gain.count} seeds)"
+        size += f" ({CONFIDENCE:.0%} interval {_signed(gain.low)} to {_signed(gain.high)}, {gain.count} seeds)"
         if gain.certain:
             word = "helped" if gain.mean > 0 else "harmed"
             text = f"Distillation {word}: {size}."
@@ -182,12 +187,35 @@ def write_files(study: Study, lines: Sequence[Line], folder: Path, results: Resu
         "verdict": said,
         "rows": [_json(line, results) for line in lines],
     }
-    files = [folder / f"{study.settings['name']}.{suffix}" for suffix in ("md", "csv", "json")]
+    stem = free_name(folder, study)
+    files = [folder / f"{stem}.{suffix}" for suffix in ("md", "csv", "json")]
     replace_file(files[0], lambda part: part.write_text(text, encoding="utf-8"))
     replace_file(files[1], lambda part: _write_csv(lines, part))
     dumped = json.dumps(contents, indent=2, default=str) + "\n"
     replace_file(files[2], lambda part: part.write_text(dumped, encoding="utf-8"))
     return files
+
+
+def free_name(folder: Path, study: Study) -> str:
+    """Name of a study's files: its own, or `table6-2` and so on where a study of other settings has that."""
+    mine = json.loads(json.dumps(_told(study.settings), default=str))
+    number = 1
+    while True:
+        name = study.file.name if number == 1 else f"{study.file.name}-{number}"
+        try:
+            other = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["settings"]
+        except FileNotFoundError:
+            return name
+        except (ValueError, KeyError, TypeError):
+            other = {}  # of another making
+        if _told(other) == mine:
+            return name
+        number += 1
+
+
+def _told(settings: dict[str, Any]) -> dict[str, Any]:
+    """What makes a table another one; more seeds do not."""
+    return {key: value for key, value in settings.items() if key not in {"seeds", "version"}}
 
 
 def _json(line: Line, results: Results) -> dict[str, Any]:

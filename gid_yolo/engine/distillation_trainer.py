@@ -107,9 +107,10 @@ class DistillationTrainer(ScheduledTrainer):
                 f"data={self.args.data} has no boxes in its train split ({self.data['train']}): check that labels/ "
                 "lies beside images/ and that its files are not empty."
             )
-        if not self.model_record:  # with iterations= the epochs are known only now; the EMA's copy is made after this
+        # With iterations= the epochs are known only now; with too little memory Ultralytics comes back, batch halved
+        if not self.model_record:
             model = unwrap_model(self.model)
-            getattr(model, "student_model", model).record["epochs"] = self.epochs
+            getattr(model, "student_model", model).record.update(epochs=self.epochs, batch=self.args.batch)
 
     # Model ------------------------------------------------------------------------------------------------------------
 

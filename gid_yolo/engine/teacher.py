@@ -97,11 +97,7 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
         found = load_model(path, "teacher")[0].pt_path  # fail before anything is trained
         return Path(found).resolve()
     name = str(teacher)
-    if name not in model_names():
-        raise UserError(
-            f"teacher={teacher} is neither a file of weights (.pt, .pth, .pkl) nor a known model "
-            f"({', '.join(model_names())})."
-        )
+    check_teacher_name(name)
     local = Path(f"{name}.pt")
     if local.is_file():
         LOGGER.info(f"teacher={name}: found {local.resolve()}")
@@ -112,6 +108,19 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
         LOGGER.info(f"teacher={name}: found a finished run on the same data (mAP {ap}), {found}")
         return found
     return train_teacher(name, data, args)
+
+
+def check_teacher_name(name: str) -> None:
+    """Refuse a `teacher=` that is no file of weights and no model to look up or to train.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if name not in model_names():
+        raise UserError(
+            f"teacher={name} is neither a file of weights (.pt, .pth, .pkl) nor a known model "
+            f"({', '.join(model_names())})."
+        )
 
 
 def find_finished_run(name: str, data: str | Path, project: str | Path | None = None) -> Path | None:

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -123,28 +126,65 @@ def test_another_split_measures_the_same_weights(finished, own_study, data, chec
 
 
 def test_a_run_goes_on_from_its_last_epoch(tmp_path, data) -> None:
-    run = Run("plain", {"model": "retina_nano", "data": str(data), **FAST, "epochs": 2})
+    run = Run("plain", {"model": "retina_nano", "data": str(data), **FAST, "epochs": 2, "classes": [1]})
     runner = Runner(tmp_path, "val", [None])
     assert runner.command(run)[0] == "train"
     assert "model=retina_nano" in runner.command(run)
     place = {"project": str(tmp_path), "name": "plain", "exist_ok": True}
     train_one_epoch(GIDTrainer(overrides={**run.args, **place}))
     last = tmp_path / "plain" / "weights" / "last.pt"
-    assert runner.command(run) == ["train", "resume=True", f"model={last}"]
+    assert runner.command(run) == ["train", "resume=True", f"model={last}", f"save_dir={last.parents[1]}"]
 
+    moved = tmp_path.with_name("moved")  # the folder may be moved in between
+    tmp_path.rename(moved)
+    runner, last = Runner(moved, "val", [None]), moved / "plain" / "weights" / "last.pt"
     runner.execute([run], lambda: None)
     assert runner.failed == {}
     assert runner.results(run).keys() >= {"mAP", "AR_L"}
     assert runner.command(run) is None
-    rows = (tmp_path / "plain" / "results.csv").read_text().splitlines()[1:]
+    assert not tmp_path.exists()
+    rows = (moved / "plain" / "results.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0].strip() for row in rows] == ["1", "2"]
 
-    (tmp_path / "plain" / "coco_metrics.json").unlink()  # killed in its final evaluation: only that is repeated
+    (moved / "plain" / "coco_metrics.json").unlink()  # killed in its final evaluation: only that is repeated
     words = runner.command(run)
     assert words[:2] == ["val", f"model={last.with_name('best.pt')}"]
-    assert {f"project={tmp_path}", "name=plain", "split=val"} <= set(words)
+    assert {f"project={moved}", "name=plain", "split=val", "imgsz=64", "batch=4", "classes=[1]"} <= set(words)
     last.write_bytes(last.read_bytes()[:1000])  # the machine went down while it was written
     assert runner.command(run)[:2] == ["train", "plots=False"]
+
+
+@pytest.mark.slow
+def test_a_run_in_smaller_batches_than_asked_is_no_result(finished, tmp_path) -> None:
+    project, _ = finished
+    name = runs_of(project)["plain"]["runs"]["0"]["run"]
+    shutil.copytree(project / "runs" / name, tmp_path / "plain")
+    runner, args = Runner(tmp_path, "val", [None]), {**FAST, "model": "retina_nano", "data": "data.yaml"}
+    runner._refuse_smaller_batch(Run("plain", args))  # FAST's batch, which it was trained with
+    assert runner.failed == {}
+    runner._refuse_smaller_batch(Run("plain", {**args, "batch": 8}))  # as after Ultralytics halved it
+    assert "the memory was too small for batch=8" in runner.failed["plain"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.batch4"]
+
+
+def test_a_signal_ends_it_as_an_interrupt_does(tmp_path, data) -> None:
+    words = [
+        "model=retina_nano",
+        "teacher=retina_small",
+        f"data={data}",
+        "epochs=500",
+        "imgsz=64",
+        f"project={tmp_path}",
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "gid_yolo.cli", "study", "verdict", *words])
+    while not (logs := list(tmp_path.glob("runs/*.log"))):
+        assert process.poll() is None
+        time.sleep(0.2)
+    time.sleep(2)
+    process.terminate()
+    assert process.wait(timeout=60) == 130
+    with logs[0].open("a") as log:
+        assert _locked(log)  # nothing trains any more
 
 
 def test_two_studies_do_not_train_one_run(tmp_path, data) -> None:

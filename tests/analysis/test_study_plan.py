@@ -10,6 +10,7 @@ from gid_yolo.analysis.study import study
 from gid_yolo.analysis.study_file import read_study, with_models
 from gid_yolo.analysis.study_plan import Planner, family_of
 from gid_yolo.cfg import study_names
+from gid_yolo.cli import main
 from gid_yolo.detectors.build import model_config
 from gid_yolo.errors import UserError
 
@@ -94,7 +95,7 @@ def test_a_run_is_named_by_what_is_learnt(plan, checkpoints, tmp_path) -> None:
         return plan("verdict", **kwargs)["distilled"].runs[0].name
 
     usual = name()
-    assert name(device="cpu", workers=3, cache="ram") == usual
+    assert name(device="cpu", workers=3, cache="ram", teacher_min_ap=50) == usual
     moved = tmp_path / "moved.pt"
     moved.write_bytes(Path(checkpoints["retina_nano"]).read_bytes())
     assert name(teacher=str(moved)) == usual
@@ -141,6 +142,51 @@ def test_a_recipe_reaches_every_run(plan, monkeypatch, tmp_path) -> None:
         assert Path(run.args["data"]).name == "data.yaml"  # the study's
 
 
+def test_a_recipe_cannot_distil_the_plain_student(plan, tmp_path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("teacher: nowhere.pt\ngid_top_k: 3\nlr0: 0.003\n")
+    rows = plan("verdict", recipe=str(recipe), teacher_min_ap=None)
+    plain, distilled = rows["plain"].runs[0].args, rows["distilled"].runs[0].args
+    assert not any(key.startswith(("gid_", "teacher")) for key in plain)
+    assert plain["lr0"] == distilled["lr0"] == 0.003
+    assert Path(distilled["teacher"]).name == "best.pt"  # the study's
+
+
+def test_a_teacher_of_its_own_length_has_no_steps_of_the_recipe(plan, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = (
+        plan("verdict", teacher="retina_r10", recipe="paper_voc", epochs=None, teacher_epochs=5)["teacher"].runs[0].args
+    )
+    assert (args["epochs"], args["iterations"], args["lr_steps"], args["warmup_iterations"]) == (5, None, None, None)
+
+
+def test_no_run_stops_before_another(plan) -> None:
+    assert {run.args["patience"] for row in plan("table7").values() for run in row.runs.values()} == {0}
+    assert plan("verdict", patience=7)["plain"].runs[0].args["patience"] == 7
+
+
+def test_a_data_set_of_ultralytics_keeps_its_name(monkeypatch, tmp_path) -> None:
+    """It is looked for where Ultralytics keeps data, from whatever folder a study is started."""
+    from gid_yolo.analysis import study as module
+
+    names = {0: "a"}
+    monkeypatch.setattr(module, "read_data", lambda data, split: (Path(data), {"names": names}))
+    lines = study(
+        "verdict", model="retina_nano", teacher="retina_small", data="coco8.yaml", project=str(tmp_path), plan=True
+    )
+    assert {run.args["data"] for line in lines for run in line.row.runs.values()} == {"coco8.yaml"}
+
+
+def test_pairs_may_be_listed_on_the_command_line(data, tmp_path) -> None:
+    words = [
+        "model=[retina_nano,fcos_nano]",
+        "teacher=[retina_small,fcos_small]",
+        f"data={data}",
+        f"project={tmp_path}",
+    ]
+    assert main(["study", "table1", *words, "seeds=1", "plan=True"]) == 0
+
+
 def test_models_of_ones_own_take_the_places_of_their_kinds() -> None:
     groups, left_out = with_models(
         read_study("table1"), [("fcos", "fcos_nano", "t.pt"), ("retinanet", "retina_nano", "u.pt")]
@@ -151,6 +197,9 @@ def test_models_of_ones_own_take_the_places_of_their_kinds() -> None:
     ]
     assert left_out == ["Faster R-CNN"]
     assert [row.name for row in groups[1].rows] == ["teacher", "student", "FitNet", "GID"]  # the paper's empty cells
+
+
+PAIR = {"name": "verdict", "model": "retina_nano", "teacher": "retina_small"}
 
 
 @pytest.mark.parametrize(
@@ -171,6 +220,17 @@ def test_models_of_ones_own_take_the_places_of_their_kinds() -> None:
         ({"name": "table7", "model": ["retina_nano", "fcos_nano"], "teacher": ["a.pt", "b.pt"]}, "one pair at a time"),
         ({"name": "table7", "model": "retina_nano", "teacher": "nowhere.pt"}, "nowhere.pt does not exist"),
         ({"name": "table7", "model": "retina_nino", "teacher": "nowhere.pt"}, "did you mean retina_nano"),
+        ({**PAIR, "epochs": "abc"}, "epochs=abc"),
+        ({**PAIR, "lr_steps": [3, 2]}, "lr_steps=[3, 2] must increase"),
+        ({**PAIR, "gid_feature": 0, "gid_relation": 0, "gid_response": 0}, "distill=gid asks for gid, but"),
+        ({**PAIR, "time": 1}, "time=1 would give every run another budget"),
+        ({**PAIR, "batch": -1}, "batch=-1 would give every run another budget"),
+        ({**PAIR, "device": 7}, "device=7 cannot be used"),
+        ({**PAIR, "distill": "none"}, "distill=none leaves nothing to judge"),
+        ({**PAIR, "name": "table5", "distill": "fitnet"}, "distill= does not go with table5"),
+        ({**PAIR, "teacher": "retina_smoll"}, "teacher=retina_smoll is neither a file of weights"),
+        ({**PAIR, "teacher": "fcos_small"}, "the teacher is a fcos and the student a retinanet"),
+        ({**PAIR, "project": "/proc/nowhere", "plan": False}, "project=/proc/nowhere cannot be written to"),
         ({"name": "table4"}, "the class person, which the data (a, b) does not have"),
         ({"name": "table4", "classes": [7]}, "7"),
         ({"name": "table7", "split": "tset"}, "split=tset"),
@@ -209,6 +269,15 @@ GROUP = {
         (
             {"title": "t", "columns": ["mAP"], "groups": [{**GROUP, "rows": [{"name": "d", "args": {"gid_iou": 3}}]}]},
             "gid_iou=3",
+        ),
+        ({"title": "t", "columns": ["mAP"], "groups": [GROUP, GROUP]}, "two groups have one name"),
+        (
+            {
+                "title": "t",
+                "columns": ["mAP"],
+                "groups": [{**GROUP, "rows": [{"name": "d", "paper": {"mAP": "good"}}]}],
+            },
+            "must hold numbers",
         ),
         ([1], "key: value"),
     ],

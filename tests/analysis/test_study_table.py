@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,29 @@ def test_the_verdict(distilled, word, sentence) -> None:
 def test_there_is_no_verdict_before_both_are_trained() -> None:
     study, results = make("verdict", {"teacher": [20.0], "plain": [10.0], "distilled": [None]})
     assert verdict(study, tabulate(study, results, {})) is None
+    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0, 11.0], "distilled": [12.0, None]})
+    lines = tabulate(study, results, {})
+    assert verdict(study, lines) is None
+    assert "the same command goes on" in markdown(study, lines)
+
+
+def test_a_gain_of_nothing_has_no_minus() -> None:
+    study, results = make("table7", {"K = 0 (student)": [10.0], "K = 5": [9.96]})
+    assert cells(markdown(study, tabulate(study, results, {})))["K = 5"][1] == "+0.0 (+2.7)"
+
+
+def test_a_table_of_other_settings_is_kept(tmp_path) -> None:
+    study, results = make("table7", {"K = 0 (student)": [10.0]})
+    lines = tabulate(study, results, {})
+    first = write_files(study, lines, tmp_path, results)
+    kept = first[0].read_text()
+    other = replace(study, settings={**study.settings, "arguments": {"epochs": 9}})
+    assert write_files(other, lines, tmp_path, results)[0].name == "table7-2.md"
+    assert first[0].read_text() == kept
+    more = replace(study, settings={**study.settings, "seeds": (0, 1, 2, 3)})
+    assert write_files(more, lines, tmp_path, results) == first
+    (tmp_path / "table7.json").write_text("[")  # half a file of somebody else's
+    assert write_files(study, lines, tmp_path, results)[0].name == "table7-3.md"
 
 
 def test_files_hold_the_numbers_of_the_table(tmp_path) -> None:
