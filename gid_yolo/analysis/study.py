@@ -74,7 +74,7 @@ def study(
     rows = [row for group in groups for row in planner.rows(group)]
     settings = {
         "name": file.name, "models": planner.models, "data": str(where), "split": split, "seeds": numbers,
-        "arguments": common, "version": __version__,
+        "arguments": common, "version": __version__, "runs": sorted({row.runs[numbers[0]].name for row in rows}),
     }  # fmt: skip
     whole = Study(file, tuple(rows), settings, tuple(left_out))
     devices = devices_of(device, jobs)

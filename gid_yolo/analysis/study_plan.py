@@ -36,6 +36,7 @@ ONLY_DISTILLING = ("gid_", "distill", "teacher", "fitnet_", "fine_grained_", "mi
 # What a teacher trained for a study takes over besides, and what of the schedule where it trains as long
 OF_DATA = ("classes", "single_cls", "fraction", "recipe")
 SCHEDULE = ("lr_steps", "lr_gamma", "warmup_iterations", "warmup_epochs")
+OF_WEIGHTS = ("backbone_weights", "pretrained")  # files that are told apart by what they hold
 OF_EVALUATION = ("imgsz", "classes", "single_cls", "batch", "conf", "iou", "max_det", "half")
 UNTRAINED = frozenset(  # they do not change what is learnt
     {"device", "workers", "cache", "plots", "verbose", "save", "save_period", "gid_visualize_every"}
@@ -151,6 +152,9 @@ class Planner:
         telling = {k: v for k, v in args.items() if k not in UNTRAINED and (k == "data" or v != defaults.get(k))}
         if "teacher" in telling:
             telling["teacher"] = identity  # a file of the same weights may lie elsewhere
+        for key in OF_WEIGHTS:
+            if key in telling and Path(str(telling[key])).is_file():
+                telling[key] = hashlib.sha256(Path(telling[key]).read_bytes()).hexdigest()
         varied = [f"{key}={value}" for key, value in telling.items() if key.startswith(("gid_", "distill"))]
         words = [_label(model), *(varied or (["gid"] if "teacher" in telling else []))]
         name = _name(words, args.get("seed", 0), {"model": _identity(model), **telling})

@@ -99,6 +99,12 @@ def test_a_run_is_named_by_what_is_learnt(plan, checkpoints, tmp_path) -> None:
     moved = tmp_path / "moved.pt"
     moved.write_bytes(Path(checkpoints["retina_nano"]).read_bytes())
     assert name(teacher=str(moved)) == usual
+    weights = tmp_path / "weights.pt"
+    names = set()
+    for content in (b"a", b"b"):
+        weights.write_bytes(content)
+        names.add(name(backbone_weights=str(weights)))
+    assert len(names) == 2
     changed = [name(epochs=2), name(imgsz=96), name(gid_feature=1e-4), name(model="retina_r18")]
     assert len({usual, *changed}) == 5
     assert plan("verdict")["plain"].runs[0].name == plan("verdict", gid_feature=1e-4)["plain"].runs[0].name
