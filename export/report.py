@@ -97,15 +97,19 @@ def table(rows: Sequence[Row]) -> str:
     numbers = ("params M", "GFLOPs", "MB", "p50 ms", "p95 ms", "img/s", *_TABLE_COLUMNS)
     head = ("model", "backbone", *numbers, "parity")
     lines = [[*_cells(row)] for row in rows]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    right = [name in numbers for name in head]
+    return align([head, *lines], [name in numbers for name in head])
+
+
+def align(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """A Markdown table of a head and a body, padded to columns; which of them stand to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(right))]
     rule = [("-" * (w - 1) + ":") if r else "-" * w for w, r in zip(widths, right, strict=True)]
 
     def join(cells: Sequence[str]) -> str:
         padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True))
         return "| " + " | ".join(padded) + " |"
 
-    return "\n".join(join(cells) for cells in [head, rule, *lines])
+    return "\n".join(join(cells) for cells in [lines[0], rule, *lines[1:]])
 
 
 def _cells(row: Row) -> list[str]:
@@ -133,11 +137,11 @@ def gains(rows: Sequence[Row]) -> str | None:
     if plain := passed.get("baseline"):
         slower = 100 * (model.p50 / plain.p50 - 1)  # type: ignore[operator]
         place = (
-            f"at the same latency ({_signed(slower)} %)"
+            f"at the same latency ({signed(slower)} %)"
             if abs(slower) <= SAME_LATENCY
-            else f"at {_signed(slower)} % latency"
+            else f"at {signed(slower)} % latency"
         )
-        parts.append(f"{model.label} vs {plain.label}: {_signed(model.ap - plain.ap)} mAP {place}")  # type: ignore[operator]
+        parts.append(f"{model.label} vs {plain.label}: {signed(model.ap - plain.ap)} mAP {place}")  # type: ignore[operator]
     if (teacher := passed.get("teacher")) and teacher.ap:
         share, speed = 100 * model.ap / teacher.ap, teacher.p50 / model.p50  # type: ignore[operator]
         parts.append(f"{model.label} keeps {share:.0f} % of the teacher's mAP at {speed:.1f} x its speed")
@@ -154,11 +158,12 @@ def noise_note(rows: Sequence[Row]) -> str | None:
         return None
     return (
         f"WARNING: NOISY LATENCY: {twins[0].label} and {twins[1].label} are the same network, so that the "
-        f"{_signed(apart)} % between them is the noise of this machine: leave it idle, or ask for more rounds."
+        f"{signed(apart)} % between them is the noise of this machine: leave it idle, or ask for more rounds."
     )
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A difference with its sign and one digit; no minus in front of 0."""
     return f"{round(value, 1) + 0.0:+.1f}"  # adding 0 turns -0.0 into 0.0
 
 

@@ -10,21 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER
 
 from gid_yolo.analysis.study_file import Group, StudyFile, Template
 from gid_yolo.detectors.build import model_config
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_model
-from gid_yolo.engine.config import (
-    DEFAULTS,
-    check_values,
-    check_weights,
-    model_defaults,
-    without_none,
-    yolo_defaults,
-)
+from gid_yolo.engine.config import DEFAULTS, checked_args, model_defaults, without_none, yolo_defaults
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.recipe import expand
 from gid_yolo.engine.teacher import check_teacher_name, find_finished_run, teacher_args
@@ -201,9 +193,9 @@ class Planner:
 
     def _evaluation(self, name: str, checkpoint: Path, identity: str, student: str) -> Run:
         """The teacher, measured as the students are."""
-        trained = {**defaults_of(student), **expand(self.common, family_of(student))}
-        args: dict[str, Any] = {"data": str(self.data), "imgsz": trained["imgsz"]}
-        args |= {key: self.common[key] for key in OF_EVALUATION if key in self.common}
+        given = expand(self.common, family_of(student))
+        args: dict[str, Any] = {"data": str(self.data), "imgsz": defaults_of(student)["imgsz"]}
+        args |= {key: given[key] for key in OF_EVALUATION if key in given}
         return Run(_name([_label(name), "teacher"], None, {**args, "teacher": identity}), args, checkpoint)
 
 
@@ -213,12 +205,7 @@ def check_run(defaults: dict[str, Any], args: dict[str, Any]) -> None:
     Raises:
         UserError: The trainer's sentence.
     """
-    try:
-        merged = vars(get_cfg(defaults, without_none(args)))
-        check_values(merged)
-        check_weights(merged)
-    except (TypeError, ValueError) as error:
-        raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
+    merged = checked_args(defaults, without_none(args))
     if merged["batch"] < 1 or merged["time"]:
         key = "time" if merged["time"] else "batch"
         raise UserError(

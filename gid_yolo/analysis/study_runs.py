@@ -19,9 +19,10 @@ from typing import IO, Any
 import torch
 from ultralytics.utils import LOGGER
 
-from gid_yolo.analysis.study_plan import OF_EVALUATION, Run
+from gid_yolo.analysis.study_plan import OF_EVALUATION, Run, defaults_of
 from gid_yolo.engine.checkpoint import load_any, load_model, record_of
 from gid_yolo.engine.coco_eval import COLUMNS
+from gid_yolo.engine.teacher import duration
 from gid_yolo.errors import UserError
 
 try:
@@ -68,12 +69,13 @@ class Runner:
         best, last = home / "weights" / "best.pt", home / "weights" / "last.pt"
         if run.checkpoint is not None:
             return ["val", *_words({"model": run.checkpoint, "split": self.split, "plots": False, **args, **place})]
-        if (home / "coco_metrics.json").is_file() or (last.is_file() and _finished(last)):
+        finished = True if (home / "coco_metrics.json").is_file() else _finished(last)
+        if finished:
             file = self._results_file(run)
             place |= {"project": file.parents[1], "name": file.parent.name}
             measured = {key: args[key] for key in ("data", *OF_EVALUATION) if key in args}
             return ["val", *_words({"model": best, "split": self.split, "plots": False, **measured, **place})]
-        if last.is_file():
+        if finished is False:
             moved = {"teacher": args["teacher"]} if "teacher" in args else {}
             return ["train", "resume=True", *_words({"model": last, "save_dir": home, **moved})]
         return ["train", *_words({"plots": False, **args, **place})]
@@ -111,7 +113,7 @@ class Runner:
                         continue
                     done = total - len(waiting) - len(running)
                     left = (time.time() - began) / done * (total - done)
-                    LOGGER.info(f"[{done}/{total}] {self._say(process)}; {_duration(left)} left")
+                    LOGGER.info(f"[{done}/{total}] {self._say(process)}; about {duration(left)} left")
                     report()
 
     def _start(self, run: Run, device: str | None) -> _Process | None:
@@ -153,10 +155,11 @@ class Runner:
 
         A distilled run holds the teacher too and would meet that first: its budget is then not the plain one's.
         """
-        home, asked = self.folder / run.name, run.args.get("batch")
+        home = self.folder / run.name
         best = home / "weights" / "best.pt"
-        if run.checkpoint is not None or asked is None or not best.is_file():
+        if run.checkpoint is not None or not best.is_file():
             return
+        asked = run.args.get("batch", defaults_of(run.args["model"])["batch"])
         batch = record_of(load_model(best)[0]).get("batch", asked)
         if batch != asked:
             home.rename(home.with_name(f"{home.name}.batch{batch}"))
@@ -238,14 +241,15 @@ def _words(arguments: dict[str, Any]) -> Iterator[str]:
     return (f"{key}={value}" for key, value in arguments.items())
 
 
-def _finished(last: Path) -> bool:
-    """True where training came to its end, after which Ultralytics takes the optimiser out of the file."""
+def _finished(last: Path) -> bool | None:
+    """Whether training came to its end, when Ultralytics takes the optimiser out of the file; None without a file."""
+    if not last.is_file():
+        return None
     try:
         return load_any(last)[1].get("optimizer") is None
     except UserError as error:  # half a file: the machine went down while it was written
         LOGGER.warning(f"{error} The run begins anew.")
-        last.unlink()
-        return False
+        return None
 
 
 def _locked(log: IO[str]) -> bool:
@@ -266,7 +270,3 @@ def _reason(log: Path) -> str | None:
         lines = [line.strip() for line in file.read().decode(errors="replace").replace("\r", "\n").splitlines()]
     lines = [line for line in lines if line]
     return lines[-1][:300] if lines else None
-
-
-def _duration(seconds: float) -> str:
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from typing import Any
 
 from gid_yolo.analysis.statistics import CONFIDENCE, Gain, Spread, paired_gain, seeds_needed, spread
 from gid_yolo.analysis.study_plan import Row, Run, Study
-from gid_yolo.export.report import replace_file
+from gid_yolo.export.report import align, replace_file, signed
 
 Results = Callable[[Run], dict[str, float] | None]
 
@@ -85,11 +85,7 @@ def markdown(study: Study, lines: Sequence[Line]) -> str:
         body += [_body(line, columns) for line in own]
         if len(columns) > 1:
             body.append(["gain of the last", *(_gain(own[-1].cells[c]) for c in columns), "", ""])
-    widths = [max(len(cells[i]) for cells in [head, *body]) for i in range(len(head))]
-    rows = [head, ["-" * width for width in widths], *body]
-    table = "\n".join(
-        "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |" for cells in rows
-    )
+    table = align([head, *body], [False] * len(head))
     return "\n\n".join([f"## {study.file.title}", _legend(study), table, *_notes(study, lines)]) + "\n"
 
 
@@ -133,14 +129,10 @@ def _mean(cell: Cell) -> str:
 def _gain(cell: Cell) -> str:
     text = ""
     if gain := cell.gain:
-        text = _signed(gain.mean)
+        text = signed(gain.mean)
         if gain.low is not None and gain.high is not None:
-            text += f" [{_signed(gain.low)}, {_signed(gain.high)}]"
-    return text if cell.paper_gain is None else f"{text} ({_signed(cell.paper_gain)})".strip()
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"  # adding 0 turns -0.0 into 0.0
+            text += f" [{signed(gain.low)}, {signed(gain.high)}]"
+    return text if cell.paper_gain is None else f"{text} ({signed(cell.paper_gain)})".strip()
 
 
 def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
@@ -154,11 +146,11 @@ def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
     missing = any(len(other.cells[column].values) < len(other.row.runs) for other in lines)
     if gain is None or missing or len({row.group for row in study.rows}) > 1:
         return None
-    size = f"{_signed(gain.mean)} {column}"
+    size = f"{signed(gain.mean)} {column}"
     if gain.low is None or gain.high is None:
         word, text = "one seed", f"One seed says {size}, and nothing about how certain that is: give seeds=3 or more."
     else:
-        size += f" ({CONFIDENCE:.0%} interval {_signed(gain.low)} to {_signed(gain.high)}, {gain.count} seeds)"
+        size += f" ({CONFIDENCE:.0%} interval {signed(gain.low)} to {signed(gain.high)}, {gain.count} seeds)"
         if gain.certain:
             word = "helped" if gain.mean > 0 else "harmed"
             text = f"Distillation {word}: {size}."

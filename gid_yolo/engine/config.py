@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ultralytics.cfg import check_dict_alignment
+from ultralytics.cfg import check_dict_alignment, get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from gid_yolo.cfg import CFG_DIR, load_yaml
@@ -155,6 +155,21 @@ def check_weights(args: Mapping[str, Any]) -> None:
             f"gid_response={args.get('gid_response', 1.0)} is on, but gid_alpha and gid_beta, the weights of its class "
             "and its box part, are both 0: give one of them a weight, or set gid_response=0."
         )
+
+
+def checked_args(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a training, after every check that needs no data and no model.
+
+    Raises:
+        UserError: One sentence about the first value that cannot work, ours or Ultralytics'.
+    """
+    try:
+        merged = vars(get_cfg(dict(defaults), dict(given)))
+        check_values(merged)
+        check_weights(merged)
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
+    return merged
 
 
 def ultralytics_args(args: dict[str, Any]) -> dict[str, Any]:

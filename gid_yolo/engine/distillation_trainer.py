@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.cfg import get_cfg
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
@@ -17,7 +16,7 @@ from gid_yolo._version import __version__
 from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
-from gid_yolo.engine.config import check_keys, check_values, check_weights, without_none
+from gid_yolo.engine.config import check_keys, checked_args, without_none
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.figure4 import Figure4
@@ -62,12 +61,7 @@ class DistillationTrainer(ScheduledTrainer):
         self.adaptation_state: dict[str, torch.Tensor] | None = None
         defaults = self.defaults_for(None if overrides.get("resume") else overrides.get("model"))
         defaults = override(defaults, overrides)
-        try:
-            merged = vars(get_cfg(defaults, overrides))
-            check_values(merged)
-            check_weights(merged)
-        except (TypeError, ValueError) as error:
-            raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
+        checked_args(defaults, overrides)
         super().__init__(defaults, overrides, _callbacks)
         if RANK in {-1, 0} and not self.resume:  # its presence says that a run is finished
             (self.save_dir / "coco_metrics.json").unlink(missing_ok=True)

@@ -169,7 +169,7 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
     LOGGER.info(
         f"\nteacher={name}: there is no {name}.pt here and no finished run on {data}, so it is trained first.\n"
         f"  {length} at {trainer.args.imgsz} px on {trainer.device}: about "
-        f"{_duration(seen * seconds)}, then it is kept as {trainer.best} and found again next time.\n"
+        f"{duration(seen * seconds)}, then it is kept as {trainer.best} and found again next time.\n"
         "  Give teacher=FILE.pt to use a teacher of your own, teacher_epochs=N to train it for longer or shorter.\n"
     )
     trainer.train()
@@ -189,7 +189,8 @@ def seconds_per_image(name: str, imgsz: int, device: torch.device, batch: int = 
     return (time.perf_counter() - start) / batch
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for a message, in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
