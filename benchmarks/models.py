@@ -18,7 +18,8 @@ from gid_yolo.cfg import model_names
 from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.export.parity import export_onnx
-from gid_yolo.export.session import measure, open_session
+from gid_yolo.export.session import open_session
+from gid_yolo.export.timing import measure
 
 
 def row(name: str, sizes: list[int], classes: int, runs: int) -> list[str]:

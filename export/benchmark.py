@@ -39,7 +39,8 @@ from gid_yolo.export.parity import (
     export_onnx,
 )
 from gid_yolo.export.report import BenchmarkReport, Row, noise_note, write_csv, write_json, write_markdown
-from gid_yolo.export.session import CPU, CUDA, cuda_index, measure, open_session
+from gid_yolo.export.session import CPU, CUDA, cuda_index, open_session
+from gid_yolo.export.timing import measure
 
 
 def benchmark(

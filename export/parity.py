@@ -22,7 +22,8 @@ from gid_yolo.engine.detection_model import limited
 from gid_yolo.engine.distillable import is_yolo
 from gid_yolo.engine.exporter import GIDExporter
 from gid_yolo.export.evaluate import ten_columns
-from gid_yolo.export.session import Latency, open_session, run
+from gid_yolo.export.session import open_session, run
+from gid_yolo.export.timing import Latency
 
 # Largest differences between PyTorch and onnxruntime in fp32: far under what NMS at IoU 0.5 can notice
 BOX_LIMIT, SCORE_LIMIT, AP_LIMIT = 0.05, 1e-3, 0.1  # pixels, probability, points of mAP

@@ -1,136 +1,223 @@
-"""onnxruntime sessions: where they run, and how long they take."""
+"""Detectors from ONNX files with onnxruntime, numpy and OpenCV alone: neither torch nor Ultralytics is imported."""
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from gid_yolo.errors import UserError
+from gid_yolo.export.metadata import FileInfo, read_info
+from gid_yolo.export.postprocess import from_dense, from_final, scale_boxes
+from gid_yolo.export.preprocess import Fit, fit, letterbox, read_image, to_input
+from gid_yolo.export.providers import CPU, CUDA, cuda_index, first_line, open_session, run, start
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+__all__ = ["CPU", "CUDA", "Detections", "OnnxDetector", "cuda_index", "open_session", "run"]
 
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds per batch, and images per second over all timed runs."""
-
-    p50: float
-    p95: float
-    p99: float
-    images_per_second: float
+Image = str | Path | np.ndarray
 
 
-def cuda_index(device: Any) -> int | None:
-    """The GPU that `device` names (`cuda`, `cuda:1`, `0`), or None for the CPU.
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found in one image, by falling score.
 
-    Raises:
-        UserError: Neither; or a GPU is asked for and this machine's onnxruntime offers none.
+    Attributes:
+        boxes: (N, 4) float32, x1, y1, x2, y2 in pixels of the image as it was given.
+        scores: (N,) float32 in [0, 1].
+        classes: (N,) int64.
+        names: Class names by number.
     """
-    name = "cpu" if device is None else str(device).strip().lower()
-    if name in {"", "cpu"}:
-        return None
-    match = re.fullmatch(r"(?:cuda:?)?(\d*)", name)
-    if match is None:
-        raise UserError(f"device={device} is not supported by the benchmark: give device=cpu or device=cuda.")
-    import torch
 
-    if CUDA not in onnxruntime.get_available_providers() or not torch.cuda.is_available():
-        raise UserError(
-            f"device={device} needs a GPU that torch and onnxruntime can use, and there is none: use device=cpu."
-        )
-    index = int(match.group(1) or 0)
-    if index >= torch.cuda.device_count():
-        raise UserError(f"device={device} does not exist: there are {torch.cuda.device_count()} GPUs, counted from 0.")
-    return index
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    names: Mapping[int, str]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def labels(self) -> list[str]:
+        """The class name of each detection."""
+        return [self.names.get(int(number), str(number)) for number in self.classes]
 
 
-def open_session(path: str | Path, *, threads: int = 1, cuda: int | None = None) -> onnxruntime.InferenceSession:
-    """Open an ONNX file with a fixed number of threads, on the CPU or on one GPU in full fp32.
+class OnnxDetector:
+    """A detector's ONNX file, ready to run: `OnnxDetector("student.onnx")(["a.jpg", "b.jpg"])`.
 
-    Raises:
-        UserError: onnxruntime did not really start on the GPU.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3  # errors; what matters of the warnings is checked below
-    providers: list[Any] = [CPU]
-    if cuda is not None:
-        onnxruntime.preload_dlls()  # CUDA's libraries from the wheels that torch brought
-        # TF32 would round convolutions to 10 bits and fail the comparison with PyTorch's fp32
-        providers.insert(0, (CUDA, {"device_id": cuda, "use_tf32": 0}))
-    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    if cuda is not None and CUDA not in session.get_providers():
-        raise UserError(f"device=cuda: onnxruntime {onnxruntime.__version__} could not start {CUDA}: use device=cpu.")
-    return session
-
-
-def run(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """The first output for (B, 3, H, W) images; on a GPU, copies there and back included."""
-    return session.run(None, {session.get_inputs()[0].name: images})[0]
-
-
-def interleave(
-    calls: Mapping[str, Callable[[np.ndarray], Any]],
-    batches: Sequence[np.ndarray],
-    *,
-    warmup: int,
-    runs: int,
-    rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Time calls in turns, so that a machine that slows down or is disturbed hits all of them alike.
+    Takes the files of `gid-export` and those that `yolo export format=onnx` writes of detectors, with and without NMS
+    inside, and gives what `yolo predict` gives for them.
 
     Args:
-        calls: What to time, by name.
-        batches: Inputs, used in turn.
-        warmup: Untimed runs of each before the first round. Besides, one untimed run opens every turn: the caches
-            then hold the previous model's weights.
-        runs: Timed runs of each in a round.
-        rounds: Rounds.
-        clock: Seconds.
+        path: The file.
+        provider: `cpu`, `cuda`, `cuda:1`, `tensorrt`, `openvino`, ...: see `providers.start`. By default the best that
+            starts; what really runs is in the attribute `provider`.
+        threads: Threads on the CPU; by default one a core.
+        conf: Score over which a box is a detection. A file with NMS inside has besides the one it was exported with.
+        iou: Threshold of the NMS outside the file; by default what the kind of detector is evaluated with (RetinaNet
+            0.5, FCOS 0.6, Ultralytics' 0.7).
+        max_det: Detections of an image at most.
+        imgsz: Side, or height and width, of the letterbox, for a file that leaves them open; by default the file's.
+        batch: Images in a run, for a file that leaves that open; by default what it was exported with.
+        rect: A file that leaves height and width open gets each image with as little padding as possible, as from
+            `yolo predict`; False always pads to `imgsz`.
 
-    Returns:
-        Milliseconds of each run: `rounds * runs` numbers a name.
+    Attributes:
+        provider: onnxruntime's name of the provider that runs, such as `CUDAExecutionProvider`.
+        info: What the file says of itself.
+        session: onnxruntime's session.
+
+    Raises:
+        UserError: A file, provider or argument that cannot be used.
     """
-    for call in calls.values():
-        for i in range(warmup):
-            call(batches[i % len(batches)])
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            call(batches[-1])
-            for i in range(runs):
-                start = clock()
-                call(batches[i % len(batches)])
-                times[name].append((clock() - start) * 1e3)
-    return times
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        provider: str | None = None,
+        threads: int | None = None,
+        conf: float = 0.25,
+        iou: float | None = None,
+        max_det: int = 300,
+        imgsz: int | Sequence[int] | None = None,
+        batch: int | None = None,
+        rect: bool = True,
+    ) -> None:
+        _check_limits({"conf": conf, "iou": iou}, {"max_det": max_det, "batch": batch})
+        self.path = Path(path)
+        self.session = start(path, provider, threads)
+        self.provider: str = self.session.get_providers()[0]
+        self.info: FileInfo = read_info(self.session, path)
+        self.names = self.info.names
+        self.conf, self.iou, self.max_det = conf, self.info.iou if iou is None else iou, max_det
+        self.size = self._input_size(imgsz)
+        self.batch = self._batch(batch)
+        self._stride = self.info.stride if rect and not self.info.fixed_size else None
+
+    def __repr__(self) -> str:
+        size = f"{self.size[0]}x{self.size[1]}" + ("" if self.info.fixed_size else " or any other")
+        return f"OnnxDetector({self.path.name}: {len(self.names)} classes, {size}, runs on {self.provider})"
+
+    def __call__(self, images: Image | Iterable[Image], *, rgb: bool = False) -> list[Detections]:
+        """Detect.
+
+        Images are read and run `batch` at a time, each letterboxed for itself: what is found in one does not depend on
+        the others.
+
+        Args:
+            images: Path or array, or several: uint8 (H, W, 3) BGR as `cv2.imread` gives it, (H, W), or (H, W, 4).
+            rgb: Arrays are RGB instead.
+
+        Returns:
+            The detections of each image, in the order given.
+
+        Raises:
+            UserError: What is not an image.
+        """
+        several = isinstance(images, Iterable) and not isinstance(images, str | np.ndarray)
+        items: list[Any] = list(images) if several else [images]  # type: ignore[arg-type]
+        found: list[Detections] = []
+        for first in range(0, len(items), self.batch):
+            found += self._detect([read_image(item, rgb=rgb) for item in items[first : first + self.batch]])
+        return found
+
+    def _detect(self, images: list[np.ndarray]) -> list[Detections]:
+        groups: dict[tuple[int, int], list[int]] = {}  # by the size of the letterbox: a run takes one
+        for i, image in enumerate(images):
+            groups.setdefault(self._fit(image).size, []).append(i)
+        found: dict[int, Detections] = {}
+        for size, members in groups.items():
+            output = self.run(self.prepare([images[i] for i in members]))
+            found |= zip(members, self.finish(output, size, [images[i].shape for i in members]), strict=True)
+        return [found[i] for i in range(len(images))]
+
+    def prepare(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """The network's input for images as `read_image` gives them.
+
+        Returns:
+            (B, 3, H, W) RGB in [0, 1], of the input's type. Images whose letterboxes differ are all padded to `size`.
+        """
+        places = [self._fit(image) for image in images]
+        if len({place.size for place in places}) > 1:
+            places = [fit(image.shape, self.size) for image in images]
+        return to_input([letterbox(*pair) for pair in zip(images, places, strict=True)], self.info.dtype)
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """The network's output for (B, 3, H, W) RGB in [0, 1]; a file of a fixed batch gets parts, the last filled up.
+
+        Returns:
+            (B, 4 + C, R) or (B, N, 6), see `FileInfo.final`.
+
+        Raises:
+            UserError: Another shape than the file takes, or onnxruntime fails.
+        """
+        wanted = batch.shape[2:] if batch.ndim == 4 and not self.info.fixed_size else self.size
+        if batch.shape[1:] != (3, *wanted) or not len(batch):
+            raise UserError(f"the input must be (batch, 3, {wanted[0]}, {wanted[1]}), not {batch.shape}.")
+        batch = batch.astype(self.info.dtype, copy=False)
+        most = self.info.most or len(batch)
+        outputs = []
+        for first in range(0, len(batch), most):
+            part = batch[first : first + most]
+            count = len(part)
+            if self.info.fixed_batch and count < most:
+                part = np.concatenate([part, np.zeros((most - count, *part.shape[1:]), part.dtype)])
+            try:
+                outputs.append(run(self.session, part)[:count])
+            except Exception as error:  # onnxruntime's exceptions have no common base below Exception
+                raise UserError(f"{self.path} fails on {part.shape}: {first_line(error)}") from error
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+
+    def finish(self, output: np.ndarray, size: Sequence[int], shapes: Sequence[Sequence[int]]) -> list[Detections]:
+        """Detections in pixels of the images out of the network's output.
+
+        Args:
+            output: What `run` gave.
+            size: Height and width of the network's input.
+            shapes: Height and width of each image.
+        """
+        found = []
+        for rows, shape in zip(output, shapes, strict=True):
+            if self.info.final:
+                rows = from_final(rows, conf=self.conf, max_det=self.max_det)
+            else:
+                rows = from_dense(rows, conf=self.conf, iou=self.iou, max_det=self.max_det)
+            boxes = scale_boxes(rows[:, :4], size, shape[:2])
+            found.append(Detections(boxes, rows[:, 4], rows[:, 5].astype(np.int64), self.names))
+        return found
+
+    def _fit(self, image: np.ndarray) -> Fit:
+        return fit(image.shape, self.size, self._stride)
+
+    def _input_size(self, imgsz: int | Sequence[int] | None) -> tuple[int, int]:
+        if imgsz is None:
+            return self.info.size
+        sides = [imgsz] * 2 if isinstance(imgsz, int) else list(imgsz)
+        if len(sides) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
+            raise UserError(f"imgsz={imgsz} must be a whole number, or height and width.")
+        height, width = (-(-side // self.info.stride) * self.info.stride for side in sides)
+        if self.info.fixed_size and (height, width) != self.info.size:
+            raise UserError(
+                f"imgsz={imgsz}: {self.path} takes {self.info.size[0]}x{self.info.size[1]} and no other size."
+            )
+        return height, width
+
+    def _batch(self, batch: int | None) -> int:
+        batch = self.info.batch if batch is None else batch
+        if batch != self.info.batch and (self.info.fixed_batch or batch > (self.info.most or batch)):
+            kind = "no other number of" if self.info.fixed_batch else "no more"
+            raise UserError(f"batch={batch}: {self.path} takes {self.info.batch} and {kind} images in a run.")
+        return batch
 
 
-def latency(times: Sequence[float], batch: int) -> Latency:
-    """Percentiles (linear between neighbours) of milliseconds per batch."""
-    p50, p95, p99 = (float(p) for p in np.percentile(times, [50, 95, 99]))
-    return Latency(p50, p95, p99, batch * len(times) * 1e3 / float(np.sum(times)))
-
-
-def measure(
-    sessions: Mapping[str, onnxruntime.InferenceSession],
-    batches: Sequence[np.ndarray],
-    *,
-    warmup: int,
-    runs: int,
-    rounds: int,
-) -> dict[str, Latency]:
-    """Latency of each session on real images."""
-    calls = {name: partial(run, session) for name, session in sessions.items()}
-    times = interleave(calls, batches, warmup=warmup, runs=runs, rounds=rounds)
-    return {name: latency(values, batches[0].shape[0]) for name, values in times.items()}
+def _check_limits(shares: Mapping[str, float | None], counts: Mapping[str, int | None]) -> None:
+    for key, value in shares.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1):
+            raise UserError(f"{key}={value} must be a number from 0 to 1.")
+    for key, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"{key}={value} must be a whole number of at least 1.")

@@ -19,7 +19,7 @@ from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError
 from gid_yolo.export.benchmark import benchmark
 from gid_yolo.export.evaluate import batches_of, open_split, read_data
-from gid_yolo.export.session import interleave, latency
+from gid_yolo.export.timing import interleave, latency
 from gid_yolo.model import GID
 
 QUICK = {"runs": 3, "rounds": 2, "warmup": 1, "parity_images": 3}
