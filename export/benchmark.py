@@ -29,6 +29,8 @@ from gid_yolo.errors import UserError
 from gid_yolo.export.budget import budget_notes, distilled
 from gid_yolo.export.chart import write_png
 from gid_yolo.export.evaluate import batches_of, open_split, read_data
+from gid_yolo.export.gains import noise_note
+from gid_yolo.export.page import write_html
 from gid_yolo.export.parity import (
     AP_LIMIT,
     BOX_LIMIT,
@@ -38,7 +40,8 @@ from gid_yolo.export.parity import (
     compare_scores,
     export_onnx,
 )
-from gid_yolo.export.report import BenchmarkReport, Row, noise_note, write_csv, write_json, write_markdown
+from gid_yolo.export.report import BenchmarkReport, conditions, write_csv, write_json, write_markdown
+from gid_yolo.export.rows import Row
 from gid_yolo.export.session import CPU, CUDA, cuda_index, open_session
 from gid_yolo.export.timing import measure
 
@@ -85,7 +88,7 @@ def benchmark(
         **unknown: Anything else is refused.
 
     Returns:
-        The rows, also printed and written as `benchmark.json`, `.csv`, `.md` and `.png`.
+        The rows, also printed and written as `benchmark.json`, `.csv`, `.md`, `.png` and `.html`.
 
     Raises:
         UserError: Arguments, checkpoints or data that cannot be compared.
@@ -123,16 +126,18 @@ def benchmark(
         contender.latency = latencies.get(contender.role)
 
     arguments = {**counts, "warmup": warmup, "imgsz": size, "split": split, "data": str(data_path), "device": device}
-    rows = tuple(_row(contender, size) for contender in contenders)
+    provider = CPU if cuda is None else CUDA
+    rows = tuple(_row(contender, provider, batch, size) for contender in contenders)
     report = BenchmarkReport(
         rows=rows,
-        settings=_settings(contenders, arguments, len(loader.dataset), cuda),
+        settings=_settings(contenders, rows, arguments, len(loader.dataset), cuda),
         notes=tuple(_notes(contenders, rows)),
         save_dir=save_dir,
     )
-    for suffix, write in (("json", write_json), ("csv", write_csv), ("md", write_markdown), ("png", write_png)):
+    writers = {"json": write_json, "csv": write_csv, "md": write_markdown, "png": write_png, "html": write_html}
+    for suffix, write in writers.items():
         write(report, save_dir / f"benchmark.{suffix}")
-    LOGGER.info(f"\n{report}\n\nReport: {save_dir}/benchmark.json, .csv, .md, .png")
+    LOGGER.info(f"\n{report}\n\nReport: {save_dir}/benchmark.html, .json, .csv, .md, .png")
     return report
 
 
@@ -167,15 +172,19 @@ def _check_counts(counts: dict[str, Any], warmup: Any) -> None:
             raise UserError(f"{key}={value} must be a whole number of at least {least}.")
 
 
-def _row(contender: Contender, imgsz: list[int]) -> Row:
+def _row(contender: Contender, provider: str, batch: int, imgsz: list[int]) -> Row:
     fused = deepcopy(contender.model).fuse(verbose=False)
     return Row(
         role=contender.role,
         label=_label(contender),
         name=Path(contender.model.yaml.get("yaml_file") or "custom").stem,
         backbone=str(contender.model.yaml["backbone"] if isinstance(contender.model, GIDDetectionModel) else "its own"),
+        provider=provider,
+        batch=batch,
+        height=imgsz[0],
+        width=imgsz[1],
         parameters=sum(p.numel() for p in fused.parameters()) / 1e6,
-        gflops=float(get_flops(fused, imgsz)),
+        gflops=float(get_flops(fused, imgsz)) or None,  # it counts 0 where it cannot count
         file_size=contender.onnx.stat().st_size / 1e6,
         **({} if contender.latency is None else asdict(contender.latency)),
         columns=contender.columns,
@@ -206,13 +215,13 @@ def _notes(contenders: list[Contender], rows: Sequence[Row]) -> list[str]:
     return notes + (budget_notes(records["model"], records["baseline"]) if "baseline" in records else [])
 
 
-def _settings(contenders: list[Contender], arguments: dict[str, Any], images: int, cuda: int | None) -> dict[str, Any]:
-    provider = CPU if cuda is None else CUDA
+def _settings(
+    contenders: list[Contender], rows: Sequence[Row], arguments: dict[str, Any], images: int, cuda: int | None
+) -> dict[str, Any]:
     machine = get_cpu_info() if cuda is None else f"{get_gpu_info(cuda)}, {get_cpu_info()}"
-    height, width = arguments["imgsz"]
     threads = arguments["threads"]
     summary = (
-        f"ONNX fp32 {height}x{width}, batch {arguments['batch']}; {provider}, {threads} thread{'s' * (threads > 1)}, "
+        f"{conditions(rows)}, {threads} thread{'s' * (threads > 1)}, "
         f"{machine}; median of {arguments['rounds']} x {arguments['runs']} runs; "
         f"AP on {images} images of {arguments['split']}"
     )
@@ -228,7 +237,7 @@ def _settings(contenders: list[Contender], arguments: dict[str, Any], images: in
             "onnxruntime": onnxruntime.__version__,
             "python": platform.python_version(),
         },
-        "provider": provider,
+        "provider": CPU if cuda is None else CUDA,
         "cpu": get_cpu_info(),
         "gpu": None if cuda is None else get_gpu_info(cuda),
         "threads": threads,

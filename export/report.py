@@ -1,75 +1,23 @@
-"""What a benchmark found: rows, a table, a sentence, and the files that keep them."""
+"""What a benchmark found: a table, a sentence, and the files that keep them."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gid_yolo.engine.coco_eval import COLUMNS
+from gid_yolo.export.gains import gains
+from gid_yolo.export.rows import Example, Row, settings_of, short, signed
 
-SAME_LATENCY = 5.0  # percent between two medians that are called the same
-_TABLE_COLUMNS = ("mAP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model. What was measured after a failed comparison with PyTorch is None: it would be no result.
-
-    Attributes:
-        role: `model`, `baseline` or `teacher`, the argument that named it.
-        label: What it is: `distilled`, `plain`, `teacher`, or `model` where it was not distilled.
-        name: Its yaml.
-        backbone: timm's name.
-        parameters: Millions, batch normalisation folded.
-        gflops: Of one image; 0 where they could not be counted.
-        file_size: Of the ONNX file, in MB (1e6 bytes).
-        p50: Median milliseconds per batch; p95 and p99 likewise.
-        images_per_second: Over all timed runs.
-        columns: The paper's ten columns in percent, by onnxruntime; -1 for a size range without objects.
-        box_difference: Largest difference from PyTorch's boxes in pixels.
-        score_difference: Likewise of class probabilities.
-        ap_difference: mAP of the ONNX file minus that of the checkpoint; None where it was not reached.
-        failed: Why the ONNX file is not the checkpoint's equal, or None.
-        compared: False where there was no detection to compare, so that nothing is known of that.
-    """
-
-    role: str
-    label: str
-    name: str
-    backbone: str
-    parameters: float
-    gflops: float
-    file_size: float
-    p50: float | None = None
-    p95: float | None = None
-    p99: float | None = None
-    images_per_second: float | None = None
-    columns: dict[str, float] | None = None
-    box_difference: float | None = None
-    score_difference: float | None = None
-    ap_difference: float | None = None
-    failed: str | None = None
-    compared: bool = True
-
-    @property
-    def ap(self) -> float | None:
-        """The mAP in percent, or None where there is none to compare."""
-        return self.columns["mAP"] if self.columns and self.columns["mAP"] >= 0 else None
-
-    def flat(self) -> dict[str, Any]:
-        """Every number under a name of its own, as in the CSV file."""
-        values: dict[str, Any] = {}
-        for part in fields(self):
-            if part.name == "columns":
-                values |= {name: self.columns[name] if self.columns else None for name in COLUMNS}
-            else:
-                values[part.name] = getattr(self, part.name)
-        return values
+_AP_COLUMNS = ("mAP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
+_SETTING_COLUMNS = ("precision", "provider", "batch", "size")
+# Left out of the table where no row has them
+_OPTIONAL = ("backbone", "params M", "GFLOPs", "e2e img/s", "RAM MB", "mAP lost")
 
 
 @dataclass(frozen=True)
@@ -77,27 +25,52 @@ class BenchmarkReport:
     """All rows with what they were measured under.
 
     Attributes:
-        rows: In the order model, baseline, teacher.
-        settings: Arguments, versions, machine, and each checkpoint's record.
+        rows: In the order to show: model, baseline, teacher, others; of each its settings.
+        settings: Arguments, versions, machine, and each checkpoint's record; `summary` is the head line.
         notes: Footnotes of the table: failures, and differences that make the comparison unfair.
         save_dir: Where the files are.
+        examples: Images of the split with what the models find, for the page.
+        comparable: Whether model and baseline had equal budgets; False takes their comparison out of the sentence
+            (the notes say why), None where that is unknown or there is no baseline.
     """
 
     rows: tuple[Row, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     save_dir: Path | None = None
+    examples: tuple[Example, ...] = ()
+    comparable: bool | None = None
+
+    def __post_init__(self) -> None:
+        keys = [row.key for row in self.rows]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            role, label, setting = twice[0]
+            raise ValueError(f"two rows are {role} {label} in {setting}")
 
     def __str__(self) -> str:
         return text(self)
 
 
+def conditions(rows: Sequence[Row]) -> str:
+    """Precision, size, batch and provider of the rows, as the head line says them: each value once."""
+    values = zip(*settings_of(rows), strict=True)
+    precisions, providers, batches, *_ = ("/".join(dict.fromkeys(map(str, each))) for each in values)
+    sizes = "/".join(dict.fromkeys(row.size for row in rows))
+    return f"ONNX {precisions} {sizes}, batch {batches}; {providers}"
+
+
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table, aligned so that a terminal shows it well too."""
-    numbers = ("params M", "GFLOPs", "MB", "p50 ms", "p95 ms", "img/s", *_TABLE_COLUMNS)
-    head = ("model", "backbone", *numbers, "parity")
-    lines = [[*_cells(row)] for row in rows]
-    return align([head, *lines], [name in numbers for name in head])
+    """A Markdown table, aligned so that a terminal shows it well too; without settings that all rows share."""
+    cells = [_cells(row) for row in rows]
+    if not cells:
+        return "no rows"
+    same = {name for name in _SETTING_COLUMNS if len({line[name] for line in cells}) == 1}
+    empty = {name for name in _OPTIONAL if all(line[name] == "-" for line in cells)}
+    if len(same) < len(_SETTING_COLUMNS):
+        empty.add("backbone")  # so many columns have no room for it, and the name says the network
+    head = [name for name in cells[0] if name not in same | empty]
+    left = {"model", "backbone", "precision", "provider", "parity"}
+    return align([head, *([line[name] for name in head] for line in cells)], [name not in left for name in head])
 
 
 def align(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
@@ -112,83 +85,69 @@ def align(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
     return "\n".join(join(cells) for cells in [lines[0], rule, *lines[1:]])
 
 
-def _cells(row: Row) -> list[str]:
-    name = row.name if row.label == row.role == "model" else f"{row.label} {row.name}"
-    found = [row.columns[c] if row.columns else None for c in _TABLE_COLUMNS]
-    parity = "FAILED" if row.failed else "ok" if row.compared else "not compared"
-    return [
-        *(name, row.backbone, f"{row.parameters:.2f}", f"{row.gflops:.2f}", f"{row.file_size:.2f}"),
-        *(_number(value, 2) for value in (row.p50, row.p95)),
-        *(_number(value, 1) for value in (row.images_per_second, *found)),
-        parity,
-    ]
+def _cells(row: Row) -> dict[str, str]:
+    found = row.flat()
+    return {
+        "model": row.title.replace("|", "\\|"),
+        "backbone": (row.backbone or "-").replace("|", "\\|"),
+        "precision": row.precision,
+        "provider": short(row.provider),
+        "batch": str(row.batch),
+        "size": row.size,
+        "params M": number(row.parameters, 2),
+        "GFLOPs": number(row.gflops, 2),
+        "MB": number(row.file_size, 2),
+        "p50 ms": number(found["p50"], 2),
+        "p95 ms": number(found["p95"], 2),
+        "img/s": number(found["images_per_second"], 1),
+        "e2e img/s": number(found["end_to_end"], 1),
+        "RAM MB": number(found["memory"], 0),
+        **{name: number(found[name], 1) for name in _AP_COLUMNS},
+        "mAP lost": "-" if row.ap_drop is None or row.failed else signed(row.ap_drop),
+        "parity": row.parity,
+    }
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None or value < 0 else f"{value:.{digits}f}"
-
-
-def gains(rows: Sequence[Row]) -> str | None:
-    """What distillation won, as one sentence of the rows that passed; None where nothing can be compared."""
-    passed = {row.role: row for row in rows if row.failed is None and row.ap is not None and row.p50}
-    if "model" not in passed:
-        return None
-    model, parts = passed["model"], []
-    if plain := passed.get("baseline"):
-        slower = 100 * (model.p50 / plain.p50 - 1)  # type: ignore[operator]
-        place = (
-            f"at the same latency ({signed(slower)} %)"
-            if abs(slower) <= SAME_LATENCY
-            else f"at {signed(slower)} % latency"
-        )
-        parts.append(f"{model.label} vs {plain.label}: {signed(model.ap - plain.ap)} mAP {place}")  # type: ignore[operator]
-    if (teacher := passed.get("teacher")) and teacher.ap:
-        share, speed = 100 * model.ap / teacher.ap, teacher.p50 / model.p50  # type: ignore[operator]
-        parts.append(f"{model.label} keeps {share:.0f} % of the teacher's mAP at {speed:.1f} x its speed")
-    return "; ".join(parts) or None
-
-
-def noise_note(rows: Sequence[Row]) -> str | None:
-    """A footnote where one network, measured twice, came out at two latencies: the machine was busy."""
-    twins = [row for row in rows if row.role in {"model", "baseline"} and row.p50]
-    if len(twins) < 2 or len({(row.name, row.backbone, row.parameters, row.gflops) for row in twins}) > 1:
-        return None
-    apart = 100 * (twins[0].p50 / twins[1].p50 - 1)  # type: ignore[operator]
-    if abs(apart) <= SAME_LATENCY:
-        return None
-    return (
-        f"WARNING: NOISY LATENCY: {twins[0].label} and {twins[1].label} are the same network, so that the "
-        f"{signed(apart)} % between them is the noise of this machine: leave it idle, or ask for more rounds."
-    )
-
-
-def signed(value: float) -> str:
-    """A difference with its sign and one digit; no minus in front of 0."""
-    return f"{round(value, 1) + 0.0:+.1f}"  # adding 0 turns -0.0 into 0.0
+def number(value: float | None, digits: int) -> str:
+    """A number that is never negative, rounded; a dash for none, and for the -1 of a size range without objects."""
+    return "-" if value is None or value < 0 else f"{value + 0.0:.{digits}f}"  # adding 0 turns -0.0 into 0.0
 
 
 def text(report: BenchmarkReport) -> str:
     """The table with its head line, the sentence, and the footnotes."""
     lines = [report.settings["summary"], ""] if "summary" in report.settings else []
     lines.append(table(report.rows))
-    if sentence := gains(report.rows):
+    if sentence := gains(report.rows, report.comparable):
         lines += ["", sentence]
     if report.notes:
         lines += ["", *report.notes]
     return "\n".join(lines)
 
 
-def write_json(report: BenchmarkReport, path: Path) -> None:
-    """Everything, for programs."""
-    contents = {
+def contents(report: BenchmarkReport) -> dict[str, Any]:
+    """What the JSON file holds; the page shows the same values."""
+    return {
         "settings": report.settings,
-        "rows": [asdict(row) for row in report.rows],
-        "gains": gains(report.rows),
-        "notes": report.notes,
+        "rows": [row.record() for row in report.rows],
+        "gains": gains(report.rows, report.comparable),
+        "comparable": report.comparable,
+        "notes": list(report.notes),
     }
-    replace_file(
-        path, lambda part: part.write_text(json.dumps(contents, indent=2, default=str) + "\n", encoding="utf-8")
-    )
+
+
+def write_json(report: BenchmarkReport, path: Path) -> None:
+    """Everything but the examples, for programs."""
+    body = json.dumps(_standard(contents(report)), indent=2, default=str, allow_nan=False)
+    replace_file(path, lambda part: part.write_text(body + "\n", encoding="utf-8"))
+
+
+def _standard(value: Any) -> Any:
+    """JSON has no infinity and no NaN, which a failed comparison may come to: they become the words for them."""
+    if isinstance(value, dict):
+        return {key: _standard(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_standard(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(report: BenchmarkReport, path: Path) -> None:
@@ -196,9 +155,10 @@ def write_csv(report: BenchmarkReport, path: Path) -> None:
 
     def write(part: Path) -> None:
         with part.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(report.rows[0].flat()))
+            rows = [row.flat() for row in report.rows]
+            writer = csv.DictWriter(stream, list(rows[0]) if rows else [])
             writer.writeheader()
-            writer.writerows(row.flat() for row in report.rows)
+            writer.writerows(rows)
 
     replace_file(path, write)
 

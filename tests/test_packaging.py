@@ -50,6 +50,8 @@ def test_data_files_are_packaged() -> None:
     packaged = {path for pattern in patterns["gid_yolo.cfg"] for path in (ROOT / "cfg").glob(pattern)}
     assert packaged == {path for path in (ROOT / "cfg").rglob("*") if path.suffix in {".yaml", ".yml"}}
     assert (ROOT / "gid_yolo" / patterns["gid_yolo"][0]).is_file()
+    packaged = {path for pattern in patterns["gid_yolo.export"] for path in (ROOT / "export").glob(pattern)}
+    assert packaged == {path for path in (ROOT / "export").iterdir() if path.is_file() and path.suffix != ".py"}
 
 
 def test_scripts_exist() -> None:

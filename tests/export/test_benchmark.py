@@ -114,6 +114,8 @@ def test_files_agree_with_the_rows(report):
         assert float(from_csv["mAP"]) == row.columns["mAP"]
         assert row.file_size * 1e6 == pytest.approx((report.save_dir / f"{row.role}.onnx").stat().st_size)
     assert (report.save_dir / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    page = (report.save_dir / "benchmark.html").read_text()
+    assert f'data-value="{report.rows[0].p50}"' in page
     assert str(report).splitlines()[2] in (report.save_dir / "benchmark.md").read_text().splitlines()
 
 
