@@ -23,12 +23,12 @@ from ultralytics.utils.torch_utils import get_cpu_info, get_flops, get_gpu_info
 from gid_yolo._version import __version__
 from gid_yolo.engine.checkpoint import fingerprint, load_model, record_of
 from gid_yolo.engine.classes import fit_classes
-from gid_yolo.engine.config import check_values, thresholds
+from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError
 from gid_yolo.export.budget import budget_notes, distilled
 from gid_yolo.export.chart import write_png
-from gid_yolo.export.evaluate import batches_of, open_split, read_data
+from gid_yolo.export.evaluate import batches_of, image_size, open_split, read_data
 from gid_yolo.export.gains import noise_note
 from gid_yolo.export.page import write_html
 from gid_yolo.export.parity import (
@@ -139,22 +139,6 @@ def benchmark(
         write(report, save_dir / f"benchmark.{suffix}")
     LOGGER.info(f"\n{report}\n\nReport: {save_dir}/benchmark.html, .json, .csv, .md, .png")
     return report
-
-
-def image_size(imgsz: Any, stride: int) -> list[int]:
-    """Height and width, rounded up to multiples of the networks' largest stride.
-
-    Raises:
-        UserError: Not one or two whole numbers of at least the smallest size.
-    """
-    sizes = list(imgsz) if isinstance(imgsz, list | tuple) else [imgsz]
-    if len(sizes) not in (1, 2) or any(isinstance(n, bool) or not isinstance(n, int) for n in sizes):
-        raise UserError(
-            f"imgsz={imgsz} must be a whole number, or height and width, e.g. imgsz=320 or imgsz=[256,320]."
-        )
-    check_values({"imgsz": sizes})
-    rounded = [-(-n // stride) * stride for n in sizes]
-    return rounded * 2 if len(rounded) == 1 else rounded
 
 
 def _refuse(unknown: dict[str, Any]) -> None:

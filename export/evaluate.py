@@ -13,6 +13,7 @@ from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 
 from gid_yolo.engine.checkpoint import no_autoinstall
+from gid_yolo.engine.config import check_values
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.errors import UserError
 
@@ -35,6 +36,22 @@ def read_data(data: Any, split: str) -> tuple[Path, dict[str, Any]]:
     return Path(path), contents
 
 
+def image_size(imgsz: Any, stride: int) -> list[int]:
+    """Height and width, rounded up to multiples of the networks' largest stride.
+
+    Raises:
+        UserError: Not one or two whole numbers of at least the smallest size.
+    """
+    sizes = list(imgsz) if isinstance(imgsz, list | tuple) else [imgsz]
+    if len(sizes) not in (1, 2) or any(isinstance(n, bool) or not isinstance(n, int) for n in sizes):
+        raise UserError(
+            f"imgsz={imgsz} must be a whole number, or height and width, e.g. imgsz=320 or imgsz=[256,320]."
+        )
+    check_values({"imgsz": sizes})
+    rounded = [-(-n // stride) * stride for n in sizes]
+    return rounded * 2 if len(rounded) == 1 else rounded
+
+
 def open_split(data: Path, contents: dict[str, Any], *, split: str, imgsz: Sequence[int], batch: int) -> Any:
     """Ultralytics' validation dataloader with every image letterboxed to `imgsz` (height, width).
 
@@ -52,9 +69,14 @@ def open_split(data: Path, contents: dict[str, Any], *, split: str, imgsz: Seque
     return build_dataloader(dataset, batch, workers=0, shuffle=False, device="cpu")
 
 
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` places spread evenly over so many."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+
+
 def batches_of(dataset: Any, count: int, batch: int) -> list[np.ndarray]:
     """`count` images spread evenly over the split, as (batch, 3, H, W) arrays in [0, 1]; the last is filled up."""
-    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+    chosen = spread(len(dataset), count)
     images = [dataset[i]["img"].numpy().astype(np.float32) / 255 for i in chosen]
     images += [images[i % len(images)] for i in range(-len(images) % batch)]
     return [np.stack(images[i : i + batch]) for i in range(0, len(images), batch)]

@@ -14,7 +14,7 @@ from ultralytics.utils.torch_utils import parse_device, select_device
 from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.data.convert import prepare_data
 from gid_yolo.data.synthetic import synthetic_dataset
-from gid_yolo.engine.checkpoint import is_checkpoint, load_model, no_autoinstall
+from gid_yolo.engine.checkpoint import is_checkpoint, load_model
 from gid_yolo.engine.classes import check_classes, fit_classes
 from gid_yolo.engine.config import (
     DEFAULTS,
@@ -22,13 +22,11 @@ from gid_yolo.engine.config import (
     check_values,
     check_weights,
     thresholds,
-    ultralytics_args,
     without_none,
     yolo_defaults,
 )
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
-from gid_yolo.engine.exporter import GIDExporter
 from gid_yolo.engine.predictor import GIDPredictor
 from gid_yolo.engine.recipe import expand
 from gid_yolo.engine.teacher import resolve_teacher
@@ -173,22 +171,15 @@ class GID(Model):
             raise UserError(f"source={source} cannot be read: {' '.join(str(error).split())}") from error
 
     def export(self, **kwargs: Any) -> str:
-        """Write an ONNX file beside the checkpoint and return its path."""
+        """Write an ONNX file beside the checkpoint and return its path, see `gid_yolo.export.to_onnx`."""
         self._check_is_pytorch_model()
         check_keys(kwargs)
         check_values(kwargs)
         check_device(kwargs.get("device"))
-        if is_yolo(self.model):
-            try:
-                with no_autoinstall():
-                    return super().export(**{"format": "onnx", **ultralytics_args(kwargs)})
-            except (ImportError, OSError, ValueError, RuntimeError, AssertionError) as error:
-                raise UserError(
-                    f"the export failed ({type(error).__name__}): {' '.join(str(error).split())[:300]}"
-                ) from error
-        args = {"imgsz": self.model.args.get("imgsz", 640), "batch": 1, "device": None, "data": None}
-        overrides = {**self.overrides, **args, "format": "onnx", **kwargs, "mode": "export"}
-        return GIDExporter(overrides=overrides, _callbacks=self.callbacks)(model=self.model)
+        from gid_yolo.export.to_onnx import export  # it resolves data with a function of this module
+
+        known = {key: self.overrides[key] for key in ("imgsz", "data") if self.overrides.get(key) is not None}
+        return str(export(self.model, {"imgsz": 640, "batch": 1, **known, **kwargs}))
 
     def benchmark(self, **kwargs: Any) -> Any:
         """Compare this model's ONNX file with those of `baseline=` and `teacher=`: latency against accuracy."""

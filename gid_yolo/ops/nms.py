@@ -47,7 +47,9 @@ def grouped_nms(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: flo
     """
     count = scores.shape[1]
     if torch.onnx.is_in_onnx_export():
-        chosen = _OnnxNMS.apply(boxes.float(), scores.float().masked_fill(~valid, -math.inf), iou_threshold)  # (S, 3)
+        least = torch.finfo(torch.float32).min
+        scores = scores.float().masked_fill(~valid, -math.inf)[:, None]  # (G, 1, N)
+        chosen = _OnnxNMS.apply(boxes.float(), scores, iou_threshold, least, None)  # (S, 3)
         kept = chosen[:, 0] * count + chosen[:, 2]
     else:
         kept = _kept(boxes, scores, valid, iou_threshold)
@@ -67,22 +69,62 @@ def _kept(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) ->
     return index[batched_nms(boxes, scores, index // valid.shape[1], iou_threshold)]
 
 
+@torch.no_grad()
+def class_nms(boxes: Tensor, scores: Tensor, *, min_score: float, iou_threshold: float, max_det: int) -> Tensor:
+    """NMS within each class of each image of boxes that classes share, and the best of what is left.
+
+    Args:
+        boxes: (B, R, 4) xyxy.
+        scores: (B, C, R); one box can be a detection of several classes.
+        min_score: Scores must be over it.
+        iou_threshold: Boxes that overlap a better one of their class by more are dropped.
+        max_det: Detections of an image D.
+
+    Returns:
+        (B, D, 6) box, score and class, by falling score; rows of zeros where an image has fewer.
+    """
+    boxes, scores = boxes.float(), scores.float()
+    if torch.onnx.is_in_onnx_export():
+        # A class cannot have more than `max_det` among the best `max_det` of all, so that none is lost by the limit
+        chosen = _OnnxNMS.apply(boxes, scores, iou_threshold, min_score, max_det)  # (S, 3)
+    else:
+        chosen = _chosen(boxes, scores, iou_threshold, min_score)
+    image, label, box = chosen.unbind(1)
+    stable = {} if torch.onnx.is_in_onnx_export() else {"stable": True}  # as ONNX' own order of equal values is
+    score, order = scores[image, label, box].sort(dim=0, descending=True, **stable)
+    image, label, box = image[order], label[order], box[order]
+    # The rank of a detection in its image is how many of that image have come so far
+    ours = image[:, None] == torch.arange(scores.shape[0], device=image.device)  # (S, B)
+    rank = ours.long().cumsum(0).gather(1, image[:, None])[:, 0] - 1
+    rows = torch.cat([boxes[image, box], score[:, None], label[:, None].to(score)], dim=1)  # (S, 6)
+    # What is beyond the limit goes to one slot more, which is cut off; fixed shapes, whatever S is
+    slot = image * (max_det + 1) + rank.clamp(max=max_det)
+    padded = scores.new_zeros(scores.shape[0] * (max_det + 1), 6)
+    return padded.scatter(0, slot[:, None].expand(-1, 6), rows).view(-1, max_det + 1, 6)[:, :max_det]
+
+
+def _chosen(boxes: Tensor, scores: Tensor, iou_threshold: float, min_score: float) -> Tensor:
+    """(S, 3) image, class and box of what stays, in no promised order."""
+    candidates = (scores > min_score).nonzero()  # (N, 3); a host sync, as in `_kept`
+    image, label, box = candidates.unbind(1)
+    found = boxes[image, box], scores[image, label, box]
+    if boxes.device.type != "mps":
+        found = found[0].double(), found[1].double()
+    return candidates[batched_nms(*found, image * scores.shape[1] + label, iou_threshold)]
+
+
 class _OnnxNMS(torch.autograd.Function):
-    """ONNX' own operator, which knows groups: torchvision's export of `batched_nms` knows one group only."""
+    """ONNX' own operator, which knows images and classes: torchvision's export of `batched_nms` knows one group."""
 
     @staticmethod
-    def forward(ctx: Any, boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-        """(S, 3) group, 0 and index of the boxes that stay."""
-        count = scores.shape[1]
-        kept = _kept(boxes, scores, scores > -math.inf, iou_threshold)
-        return torch.stack([kept // count, torch.zeros_like(kept), kept % count], dim=1)
+    def forward(
+        ctx: Any, boxes: Tensor, scores: Tensor, iou_threshold: float, min_score: float, most: int | None
+    ) -> Tensor:
+        """(S, 3) image, class and index of the boxes that stay."""
+        return _chosen(boxes, scores, iou_threshold, min_score)
 
     @staticmethod
-    def symbolic(g: Any, boxes: Any, scores: Any, iou_threshold: float) -> Any:
-        """The node in the graph."""
-        most, iou, score = (
-            g.op("Constant", value_t=torch.tensor([value]))
-            for value in (torch.iinfo(torch.int64).max, iou_threshold, torch.finfo(torch.float32).min)
-        )
-        axes = g.op("Constant", value_t=torch.tensor([1]))
-        return g.op("NonMaxSuppression", boxes, g.op("Unsqueeze", scores, axes), most, iou, score)
+    def symbolic(g: Any, boxes: Any, scores: Any, iou_threshold: float, min_score: float, most: int | None) -> Any:
+        """The node in the graph; at most `most` boxes of a class of an image stay."""
+        values = (torch.iinfo(torch.int64).max if most is None else most, iou_threshold, min_score)
+        return g.op("NonMaxSuppression", boxes, scores, *(g.op("Constant", value_t=torch.tensor([v])) for v in values))

@@ -1,0 +1,117 @@
+"""A trained detector as an ONNX file: static or dynamic, with or without the NMS."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+from ultralytics.cfg import _handle_deprecation
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import LOGGER
+
+from gid_yolo.engine.distillable import is_yolo
+from gid_yolo.engine.exporter import GIDExporter
+from gid_yolo.errors import UserError
+from gid_yolo.export.evaluate import image_size
+from gid_yolo.export.session import open_session, run
+
+# What PyTorch and onnxruntime may differ by in fp32, in pixels and probability: far under what an NMS could notice
+BOX_LIMIT, SCORE_LIMIT = 0.05, 1e-3
+_FAILURES = (ImportError, OSError, ValueError, RuntimeError, AssertionError, TypeError, KeyError, IndexError)
+
+
+def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | None = None) -> Path:
+    """Write an ONNX file by the arguments of `gid-export`.
+
+    Args:
+        model: One of our detectors or a YOLO.
+        arguments: `imgsz`, `batch`, `dynamic`, `nms`, `conf`, `iou` and `max_det` of the NMS in the graph, `opset`,
+            `simplify`, `device`.
+        path: The file; by default beside the checkpoint.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: Arguments that cannot work together, or an export that failed; a file of before stays as it was.
+    """
+    args: dict[str, Any] = _handle_deprecation(dict(arguments))  # half= and int8= become quantize=
+    if str(args.get("format") or "onnx").lower() != "onnx":
+        raise UserError(f"format={args['format']} is not supported: gid-yolo exports format=onnx.")
+    if args.get("nms") and args.get("agnostic_nms"):
+        raise UserError("agnostic_nms=True is not supported with nms=True: leave the NMS outside, nms=False.")
+    if args.get("quantize") not in (None, 32, "32", "fp32"):
+        raise UserError(f"quantize={args['quantize']} is not supported yet: gid-yolo exports FP32.")
+    args["imgsz"] = image_size(args["imgsz"], int(model.stride.max()))
+    path = path or _beside_checkpoint(model)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            GIDExporter(made, overrides={**args, "mode": "export", "task": "detect"})(model=model)
+            said = _check(made, model)
+            made.replace(path)
+    except UserError:
+        raise
+    except _FAILURES as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the export to {path} failed ({type(error).__name__}): {reason}") from error
+    LOGGER.info(f"ONNX file: {path.resolve()}, {_layout(path)}{said}")
+    return path
+
+
+def _beside_checkpoint(model: DetectionModel) -> Path:
+    yaml = Path(str(model.yaml.get("yaml_file") or "model")).name
+    return Path(getattr(model, "pt_path", None) or yaml).with_suffix(".onnx")
+
+
+@torch.no_grad()
+def _check(path: Path, model: DetectionModel) -> str:
+    """Run the file once beside the network, and say how far they are from each other.
+
+    Raises:
+        UserError: They differ by more than rounding.
+    """
+    session = open_session(path)
+    declared, least = session.get_inputs()[0].shape, (1, 3, 64, 64)  # sizes for axes that are dynamic
+    shape = [size if isinstance(size, int) else some for size, some in zip(declared, least, strict=True)]
+    images = np.random.default_rng(0).random(shape, dtype=np.float32)
+    found = run(session, images)
+    if found.shape[-1] == 6:  # final: which of two nearly equal boxes of noise stays is no matter
+        return ""
+    fused = deepcopy(model).float().cpu().eval().fuse(verbose=False)
+    if is_yolo(fused):
+        fused.end2end = False
+    expected = dense_output(fused, images)
+    difference = (
+        np.abs(expected.astype(np.float64) - found) if expected.shape == found.shape else np.full((1, 5, 1), np.inf)
+    )
+    boxes, scores = float(difference[:, :4].max()), float(difference[:, 4:].max())
+    if not (boxes <= BOX_LIMIT and scores <= SCORE_LIMIT):  # NaN fails too
+        raise UserError(
+            f"the ONNX file does not answer as the checkpoint does: boxes differ by up to {boxes:.3g} px (limit "
+            f"{BOX_LIMIT}), scores by {scores:.3g} (limit {SCORE_LIMIT}); it was not written. Try another opset=, or "
+            "simplify=False."
+        )
+    return f"; on noise within {boxes:.1g} px and {scores:.1g} of PyTorch"
+
+
+def dense_output(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    """What the network in evaluation mode gives for (B, 3, H, W) images, before an NMS outside of it."""
+    with torch.no_grad():
+        found = model(torch.from_numpy(images))
+    return (found if isinstance(found, torch.Tensor) else found[0]).numpy()
+
+
+def _layout(path: Path) -> str:
+    output = onnx.load(path, load_external_data=False).graph.output[0]
+    shape = [d.dim_param or d.dim_value for d in output.type.tensor_type.shape.dim]
+    meaning = "x1, y1, x2, y2, score, class; NMS inside" if shape[-1] == 6 else "x, y, w, h, classes; NMS left outside"
+    return f"output0 {tuple(shape)}: {meaning}"
