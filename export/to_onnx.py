@@ -24,6 +24,8 @@ from gid_yolo.export.session import open_session, run
 
 # What PyTorch and onnxruntime may differ by in fp32, in pixels and probability: far under what an NMS could notice
 BOX_LIMIT, SCORE_LIMIT = 0.05, 1e-3
+# Likewise on noise, which no network was trained for and which an ill-conditioned one makes more of
+NOISE_BOX_LIMIT, NOISE_SCORE_LIMIT = 0.5, 0.01
 _FAILURES = (ImportError, OSError, ValueError, RuntimeError, AssertionError, TypeError, KeyError, IndexError)
 
 
@@ -94,11 +96,11 @@ def _check(path: Path, model: DetectionModel) -> str:
         np.abs(expected.astype(np.float64) - found) if expected.shape == found.shape else np.full((1, 5, 1), np.inf)
     )
     boxes, scores = float(difference[:, :4].max()), float(difference[:, 4:].max())
-    if not (boxes <= BOX_LIMIT and scores <= SCORE_LIMIT):  # NaN fails too
+    if not (boxes <= NOISE_BOX_LIMIT and scores <= NOISE_SCORE_LIMIT):  # NaN fails too
         raise UserError(
             f"the ONNX file does not answer as the checkpoint does: boxes differ by up to {boxes:.3g} px (limit "
-            f"{BOX_LIMIT}), scores by {scores:.3g} (limit {SCORE_LIMIT}); it was not written. Try another opset=, or "
-            "simplify=False."
+            f"{NOISE_BOX_LIMIT}), scores by {scores:.3g} (limit {NOISE_SCORE_LIMIT}); it was not written. Try another "
+            "opset=, or simplify=False."
         )
     return f"; on noise within {boxes:.1g} px and {scores:.1g} of PyTorch"
 

@@ -18,7 +18,7 @@ NAMES = {0: "round", 1: "tall", 2: "wide"}
 META = {"task": "detect", "names": str(NAMES), "imgsz": "[64, 96]", "stride": "32", "batch": "1", "args": "{}"}
 
 
-def export(folder: Path, name: str, imgsz: list[int], *, batch: int = 1, **arguments) -> Path:
+def export(folder: Path, name: str, imgsz: list[int], *, batch: int = 1, settle: bool = False, **arguments) -> Path:
     """The file of a model with random weights, whose scores and boxes differ from image to image."""
     torch.manual_seed(0)
     kind = DetectionModel if name.endswith(".yaml") else GIDDetectionModel
@@ -30,6 +30,17 @@ def export(folder: Path, name: str, imgsz: list[int], *, batch: int = 1, **argum
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad:  # YOLO's DFL is a constant
             nn.init.kaiming_normal_(layer.weight)
             layer.weight.data *= 1.5  # so that classes differ
+    if settle and kind is DetectionModel:  # at first its features hardly differ from place to place
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 1.0  # takes the statistics of these images
+        with torch.no_grad():
+            model.train()(
+                torch.stack([torch.from_numpy(picture(64, 96, i).transpose(2, 0, 1)) / 255 for i in range(4)])
+            )
+        model.eval()
+        for branch in head.cv3:
+            branch[-1].weight.data *= 0.5  # logits that no float32 probability rounds to 1, which would tie
     return export_onnx(model, folder / f"{Path(name).stem}.onnx", imgsz, batch, **arguments)
 
 

@@ -6,7 +6,7 @@ import torch
 from reference.boxes import iou, random_boxes
 from torchvision.ops import nms
 
-from gid_yolo.ops.nms import best_first, grouped_nms
+from gid_yolo.ops.nms import best_first, class_nms, grouped_nms
 
 
 def naive_nms(boxes: list[list[float]], scores: list[float], threshold: float) -> set[int]:
@@ -118,3 +118,53 @@ def test_of_equal_scores_the_lower_index_comes_first() -> None:
     order = sorted(range(2000), key=lambda i: (-scores[0, i].item(), i))
     assert index[0].tolist() == order[:1500]
     assert found.all()
+
+
+def naive_class_nms(boxes, scores, min_score: float, threshold: float, most: int) -> list[list[float]]:
+    """The rows of one image: each class by the loop above, then the best of all."""
+    rows = []
+    for label, of_class in enumerate(scores.tolist()):
+        index = [i for i, score in enumerate(of_class) if score > min_score]
+        kept = naive_nms([boxes[i].tolist() for i in index], [of_class[i] for i in index], threshold)
+        rows += [[*boxes[index[k]].tolist(), of_class[index[k]], float(label)] for k in kept]
+    return sorted(rows, key=lambda row: -row[4])[:most]
+
+
+@pytest.mark.parametrize(("classes", "most"), [(1, 5), (3, 12), (4, 400)])
+def test_class_nms_equals_the_loop(classes: int, most: int) -> None:
+    boxes, scores = random_boxes((3, 40)), torch.rand(3, classes, 40)
+    scores[1] *= 0.0  # an image without any
+    found = class_nms(boxes, scores, min_score=0.3, iou_threshold=0.4, max_det=most)
+    assert found.shape == (3, most, 6)
+    for image in range(3):
+        rows = torch.tensor(naive_class_nms(boxes[image], scores[image], 0.3, 0.4, most)).reshape(-1, 6)
+        torch.testing.assert_close(found[image, : len(rows)], rows)
+        assert not found[image, len(rows) :].any()
+
+
+class Final(torch.nn.Module):
+    def forward(self, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return class_nms(boxes, scores, min_score=0.3, iou_threshold=0.4, max_det=20)
+
+
+def test_class_nms_in_a_graph() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Final(),
+            (random_boxes((2, 10)), torch.rand(2, 3, 10)),
+            file,
+            dynamo=False,
+            opset_version=18,
+            input_names=["boxes", "scores"],
+            dynamic_axes={"boxes": {0: "batch", 1: "count"}, "scores": {0: "batch", 2: "count"}},
+        )
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    for batch, count, scale in ((2, 10, 1.0), (5, 90, 1.0), (1, 3, 1.0), (3, 20, 0.0)):
+        boxes, scores = random_boxes((batch, count)), torch.rand(batch, 3, count) * scale
+        found = session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy()})[0]
+        assert found.shape == (batch, 20, 6)
+        torch.testing.assert_close(torch.from_numpy(found), Final()(boxes, scores))
+        assert found.any() == (scale > 0)

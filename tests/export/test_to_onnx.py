@@ -1,0 +1,169 @@
+"""Exported files of the four families, static and dynamic, against PyTorch and against stock Ultralytics."""
+
+from __future__ import annotations
+
+import ast
+from copy import deepcopy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from runtime_helpers import NAMES, export, picture
+from ultralytics import YOLO
+
+from gid_yolo import GID
+from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.exporter import GIDExporter
+from gid_yolo.errors import UserError
+from gid_yolo.export import to_onnx
+from gid_yolo.export.session import open_session, run
+from gid_yolo.ops.boxes import xywh_to_xyxy
+from gid_yolo.ops.nms import class_nms
+
+DENSE = ["retina_nano", "fcos_nano", "yolo11n.yaml"]
+CONF = {"retina_nano": 0.3, "frcnn_nano": 0.3, "fcos_nano": 0.1, "yolo11n.yaml": 0.001}  # what random weights reach
+
+
+def limits(name):
+    return {"conf": CONF[name], "iou": 0.5, "max_det": 40}
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch):
+    """The network whose file was exported last."""
+    last = {}
+    call = GIDExporter.__call__
+
+    def remember(self, model):
+        last["model"] = deepcopy(model).float().eval()
+        return call(self, model)
+
+    monkeypatch.setattr(GIDExporter, "__call__", remember)
+    return last
+
+
+def shapes(path):
+    graph = onnx.load(path).graph
+    return [
+        [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in (graph.input[0], graph.output[0])
+    ]
+
+
+def metadata(path):
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def images_of(*sizes):
+    return [np.stack([picture(h, w, i).transpose(2, 0, 1) / np.float32(255) for i in range(b)]) for b, h, w in sizes]
+
+
+@torch.no_grad()
+def dense_of(network, images):
+    found = network["model"](torch.from_numpy(images))
+    return found if isinstance(found, torch.Tensor) else found[0]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", DENSE)
+def test_nms_in_the_graph_finds_what_pytorch_finds(tmp_path, network, name, dynamic):
+    path = export(tmp_path, name, [64, 96], batch=2, settle=True, nms=True, dynamic=dynamic, **limits(name))
+    assert shapes(path) == [
+        ["batch", 3, "height", "width"] if dynamic else [2, 3, 64, 96],
+        ["batch" if dynamic else 2, 40, 6],
+    ]
+    session = open_session(path)
+    for images in images_of((2, 64, 96), *([(1, 96, 64), (3, 64, 64)] if dynamic else [])):
+        found = run(session, images)
+        dense = dense_of(network, images)
+        boxes = xywh_to_xyxy(dense[:, :4].transpose(1, 2))
+        expected = class_nms(boxes, dense[:, 4:], min_score=CONF[name], iou_threshold=0.5, max_det=40).numpy()
+        assert expected[..., 4].any(axis=1).all()  # every image of the batch has its own
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", [*DENSE, "frcnn_nano"])
+def test_stock_yolo_takes_the_nms_of_the_file(tmp_path, name):
+    path = export(tmp_path, name, [64, 96], settle=True, nms=True, **limits(name))
+    assert ast.literal_eval(metadata(path)["limits"]) == limits(name)
+    (result,) = YOLO(path, task="detect").predict(
+        picture(64, 96), imgsz=[64, 96], conf=CONF[name], max_det=40, verbose=False
+    )
+    rows = run(open_session(path), images_of((1, 64, 96))[0][:, ::-1].copy())[0]  # the picture is in BGR for YOLO
+    rows = rows[rows[:, 4] > CONF[name]]
+    assert len(rows)
+    rows[:, :4] = rows[:, :4].clip(0, [96, 64, 96, 64])
+    np.testing.assert_allclose(result.boxes.data.numpy(), rows, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [*DENSE, "frcnn_nano"])
+def test_no_detection_is_rows_of_zeros(tmp_path, name):
+    path = export(tmp_path, name, [64, 64], batch=2, nms=True, **{**limits(name), "conf": 1.0})
+    assert not run(open_session(path), images_of((2, 64, 64))[0]).any()
+
+
+@pytest.mark.parametrize(("batch", "dynamic"), [(1, False), (3, False), (1, True)])
+def test_outputs_say_their_shape(tmp_path, batch, dynamic):
+    first = "batch" if dynamic else batch
+    retina = shapes(export(tmp_path, "retina_nano", [64, 96], batch=batch, dynamic=dynamic))[1]
+    # 9 anchors on maps of 64 x 96 over strides 8 to 128, rounded up: 8x12 + 4x6 + 2x3 + 1x2 + 1x1 = 129
+    assert retina == [first, 4 + len(NAMES), "boxes" if dynamic else 9 * 129]
+    assert shapes(export(tmp_path, "frcnn_nano", [64, 96], batch=batch, dynamic=dynamic))[1] == [first, 100, 6]
+
+
+def model(name="retina_nano"):
+    torch.manual_seed(0)
+    made = GIDDetectionModel(name, nc=2, verbose=False)
+    made.args = {"imgsz": 64, "data": None}
+    return made
+
+
+def test_a_file_that_answers_differently_is_not_kept(tmp_path, monkeypatch):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"of before")
+    right = to_onnx.dense_output
+    monkeypatch.setattr(to_onnx, "dense_output", lambda *args: right(*args) + 0.6)
+    with pytest.raises(UserError, match=r"boxes differ by up to 0\.6 px \(limit 0\.5\)"):
+        to_onnx.export(model(), {"imgsz": 64, "batch": 1}, path)
+    monkeypatch.setattr(to_onnx, "dense_output", lambda *args: right(*args)[:, :, 1:])
+    with pytest.raises(UserError, match="by up to inf px"):
+        to_onnx.export(model(), {"imgsz": 64, "batch": 1}, path)
+    assert path.read_bytes() == b"of before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_a_failed_export_leaves_the_file_of_before(tmp_path, monkeypatch):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"of before")
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no such\n operator")
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(UserError, match=r"the export to .*a\.onnx failed \(RuntimeError\): no such operator"):
+        to_onnx.export(model(), {"imgsz": 64, "batch": 1}, path)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"of before"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"format": "engine"}, "format=engine is not supported"),
+        ({"nms": True, "agnostic_nms": True}, "leave the NMS outside, nms=False"),
+        ({"quantize": 16}, "quantize=16 is not supported yet"),
+        ({"imgsz": [64, 64, 64]}, "must be a whole number, or height and width"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path, given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        to_onnx.export(model(), {"imgsz": 64, "batch": 1, **given}, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_takes_nms(tmp_path):
+    path = tmp_path / "best.pt"
+    made = model()
+    torch.save({"model": made.half(), "train_args": {"imgsz": 64}, "epoch": -1}, path)
+    file = GID(path).export(nms=True, imgsz=70)
+    assert shapes(file) == [[1, 3, 96, 96], [1, 300, 6]]  # rounded up to the stride; the model's own max_det
+    assert "'nms': True" in metadata(file)["args"]
