@@ -79,7 +79,8 @@ def test_nms_in_the_graph_finds_what_pytorch_finds(tmp_path, network, name, dyna
         boxes = xywh_to_xyxy(dense[:, :4].transpose(1, 2))
         expected = class_nms(boxes, dense[:, 4:], min_score=CONF[name], iou_threshold=0.5, max_det=40).numpy()
         assert expected[..., 4].any(axis=1).all()  # every image of the batch has its own
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(found[..., :4], expected[..., :4], atol=2 * to_onnx.BOX_LIMIT)  # px
+        np.testing.assert_allclose(found[..., 4:], expected[..., 4:], atol=to_onnx.SCORE_LIMIT)
 
 
 @pytest.mark.parametrize("name", [*DENSE, "frcnn_nano"])
