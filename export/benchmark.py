@@ -26,7 +26,7 @@ from gid_yolo.engine.classes import fit_classes
 from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError
-from gid_yolo.export.budget import budget_notes, distilled
+from gid_yolo.export.budget import budget_notes, comparable, distilled
 from gid_yolo.export.chart import write_png
 from gid_yolo.export.evaluate import batches_of, image_size, open_split, read_data
 from gid_yolo.export.gains import noise_note
@@ -45,6 +45,8 @@ from gid_yolo.export.rows import Row
 from gid_yolo.export.session import CPU, CUDA, cuda_index, open_session
 from gid_yolo.export.timing import measure
 
+NO_COMPARISON = "WARNING: so this is NO COMPARISON of model and baseline; unequal=True calls it one all the same."
+
 
 def benchmark(
     model: str | Path,
@@ -61,6 +63,7 @@ def benchmark(
     threads: int = 1,
     parity_images: int = 20,
     device: Any = None,
+    unequal: bool = False,
     project: str | None = None,
     name: str | None = None,
     exist_ok: bool = False,
@@ -82,6 +85,8 @@ def benchmark(
         threads: Threads of onnxruntime's operators.
         parity_images: Real images on which ONNX must equal PyTorch.
         device: `cpu`, or `cuda` (`cuda:1`, `0`) for onnxruntime's CUDA provider.
+        unequal: Call it a comparison even where `model` and `baseline` were trained on other data, for other epochs, at
+            another size or from other weights; else no gain is given then.
         project: Folder of the run; by default Ultralytics' runs folder.
         name: Name of the run, `benchmark` by default.
         exist_ok: Write into an existing run.
@@ -94,6 +99,8 @@ def benchmark(
         UserError: Arguments, checkpoints or data that cannot be compared.
     """
     _refuse(unknown)
+    if not isinstance(unequal, bool):
+        raise UserError(f"unequal={unequal} must be True or False.")
     counts = {"batch": batch, "runs": runs, "rounds": rounds, "threads": threads, "parity_images": parity_images}
     _check_counts(counts, warmup)
     cuda = cuda_index(device)
@@ -102,6 +109,10 @@ def benchmark(
         for role, path in (("model", model), ("baseline", baseline), ("teacher", teacher))
         if path is not None
     ]
+    records = {contender.role: record_of(contender.model) for contender in contenders}
+    fair = comparable(records["model"], records["baseline"]) if "baseline" in records else None
+    if fair is False and not unequal:
+        LOGGER.warning(" ".join([*budget_notes(records["model"], records["baseline"]), NO_COMPARISON]))
     stride = max(int(contender.model.stride.max()) for contender in contenders)
     size = image_size(contenders[0].model.args.get("imgsz", 640) if imgsz is None else imgsz, stride)
     data_path, contents = read_data(data, split)
@@ -131,8 +142,9 @@ def benchmark(
     report = BenchmarkReport(
         rows=rows,
         settings=_settings(contenders, rows, arguments, len(loader.dataset), cuda),
-        notes=tuple(_notes(contenders, rows)),
+        notes=(*_notes(contenders, rows), *([NO_COMPARISON] if fair is False and not unequal else [])),
         save_dir=save_dir,
+        comparable=None if unequal and not fair else fair,
     )
     writers = {"json": write_json, "csv": write_csv, "md": write_markdown, "png": write_png, "html": write_html}
     for suffix, write in writers.items():

@@ -33,3 +33,8 @@ def budget_notes(model: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
     if distilled(baseline):
         notes.append(f"WARNING: baseline is not plain: it was distilled from {baseline['teacher']}.")
     return notes
+
+
+def comparable(model: dict[str, Any], baseline: dict[str, Any]) -> bool:
+    """True where a gain of the model over its plain twin can be the teacher's: nothing that decides it differs."""
+    return not any(note.startswith("WARNING") for note in budget_notes(model, baseline))

@@ -130,6 +130,20 @@ def test_settings_say_how_it_was_measured(report):
     assert "WARNING: UNEQUAL BUDGET: epochs is 2 for model, but 1 for baseline." in report.notes
 
 
+def test_unequal_budgets_are_no_comparison_unless_told_so(report, tmp_path, data, checkpoint, baseline):
+    assert report.comparable is False
+    assert report.notes[-1] == module.NO_COMPARISON
+    assert "distilled vs plain" not in str(report)
+    assert "not comparable" in (report.save_dir / "benchmark.html").read_text()
+    told = benchmark(checkpoint, baseline=baseline, unequal=True, data=data, project=str(tmp_path), **QUICK)
+    assert told.comparable is None
+    assert module.NO_COMPARISON not in told.notes
+    assert "WARNING: UNEQUAL BUDGET: epochs is 2 for model, but 1 for baseline." in told.notes
+    assert "distilled vs plain" in str(told)
+    with pytest.raises(UserError, match="unequal=maybe must be True or False"):
+        benchmark(checkpoint, baseline=baseline, unequal="maybe", data=data)
+
+
 def test_nothing_is_written_beside_the_checkpoints(report, checkpoint, baseline):
     assert [p.name for p in checkpoint.parent.iterdir()] == ["best.pt"]
     assert [p.name for p in baseline.parent.iterdir()] == ["best.pt"]

@@ -6,7 +6,7 @@ import pytest
 from report_helpers import CUDA, make_matrix, make_row
 
 from gid_yolo.engine.coco_eval import COLUMNS
-from gid_yolo.export.budget import budget_notes
+from gid_yolo.export.budget import budget_notes, comparable
 from gid_yolo.export.gains import gains, noise_note
 from gid_yolo.export.report import (
     BenchmarkReport,
@@ -258,6 +258,15 @@ def test_budget_without_a_record_is_unknown():
     assert budget_notes(DISTILLED, old) == [
         "WARNING: UNEQUAL BUDGET: imgsz is 320 for model, but unknown for baseline."
     ]
+
+
+def test_what_is_comparable():
+    assert comparable(DISTILLED, RECORD)
+    assert comparable({**DISTILLED, "seed": 1}, RECORD)  # told, but not decisive
+    for key, value in (("data", "b.yaml"), ("epochs", 80), ("imgsz", 640), ("initialised_from", "imagenet.pt")):
+        assert not comparable({**DISTILLED, key: value}, RECORD)
+    assert not comparable(DISTILLED, {})
+    assert not comparable(RECORD, RECORD)
 
 
 def test_exchanged_checkpoints_are_noticed():
