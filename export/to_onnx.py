@@ -1,9 +1,9 @@
-"""A trained detector as an ONNX file: static or dynamic, with or without the NMS."""
+"""A trained detector as an ONNX file: FP32, FP16 or INT8, static or dynamic, with or without the NMS."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,17 @@ from ultralytics.utils import LOGGER
 from gid_yolo.engine.distillable import is_yolo
 from gid_yolo.engine.exporter import GIDExporter
 from gid_yolo.errors import UserError
-from gid_yolo.export.evaluate import image_size
+from gid_yolo.export.evaluate import image_size, open_split, read_data, spread
+from gid_yolo.export.half import to_fp16
+from gid_yolo.export.quantize import quantize_int8
 from gid_yolo.export.session import open_session, run
 
+_QUANTIZE: dict[str, set[Any]] = {
+    "fp32": {None, 32, "32", "fp32"},
+    "fp16": {16, "16", "fp16"},
+    "int8": {8, "8", "int8"},
+}
+CALIBRATION_IMAGES = 128
 # What PyTorch and onnxruntime may differ by in fp32, in pixels and probability: far under what an NMS could notice
 BOX_LIMIT, SCORE_LIMIT = 0.05, 1e-3
 # Likewise on noise, which no network was trained for and which an ill-conditioned one makes more of
@@ -34,9 +42,10 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
 
     Args:
         model: One of our detectors or a YOLO.
-        arguments: `imgsz`, `batch`, `dynamic`, `nms`, `conf`, `iou` and `max_det` of the NMS in the graph, `opset`,
-            `simplify`, `device`.
-        path: The file; by default beside the checkpoint.
+        arguments: `imgsz`, `batch`, `dynamic`, `nms`, `quantize` (16: FP16, 8: INT8), `conf`, `iou` and `max_det` of
+            the NMS in the graph, `data` on whose training images INT8's ranges are found, `opset`, `simplify`,
+            `device`.
+        path: The file; by default beside the checkpoint, with `_fp16` or `_int8` behind its name.
 
     Returns:
         The file.
@@ -49,29 +58,101 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
         raise UserError(f"format={args['format']} is not supported: gid-yolo exports format=onnx.")
     if args.get("nms") and args.get("agnostic_nms"):
         raise UserError("agnostic_nms=True is not supported with nms=True: leave the NMS outside, nms=False.")
-    if args.get("quantize") not in (None, 32, "32", "fp32"):
-        raise UserError(f"quantize={args['quantize']} is not supported yet: gid-yolo exports FP32.")
+    precision = precision_of(args.get("quantize"))
     args["imgsz"] = image_size(args["imgsz"], int(model.stride.max()))
-    path = path or _beside_checkpoint(model)
+    path = path or _beside_checkpoint(model, precision)
+    calibration = None
+    if precision == "int8":
+        if not args.get("data"):
+            raise UserError(
+                "quantize=8 finds its ranges on real images: give the data the model was trained on, data=."
+            )
+        calibration = Calibration(args.get("data"), args["imgsz"], args["batch"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             made = Path(folder) / path.name
             GIDExporter(made, overrides={**args, "mode": "export", "task": "detect"})(model=model)
             said = _check(made, model)
+            if precision != "fp32":
+                made, said = _converted(made, precision, calibration), ""
             made.replace(path)
     except UserError:
         raise
     except _FAILURES as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the export to {path} failed ({type(error).__name__}): {reason}") from error
-    LOGGER.info(f"ONNX file: {path.resolve()}, {_layout(path)}{said}")
+    LOGGER.info(f"ONNX file: {path.resolve()}, {precision}, {_layout(path)}{said}")
     return path
 
 
-def _beside_checkpoint(model: DetectionModel) -> Path:
+def precision_of(quantize: Any) -> str:
+    """`fp32`, `fp16` or `int8` of Ultralytics' `quantize=`.
+
+    Raises:
+        UserError: Another value.
+    """
+    value = quantize.lower() if isinstance(quantize, str) else quantize
+    for precision, values in _QUANTIZE.items():
+        if not isinstance(value, bool) and value in values:
+            return precision
+    raise UserError(
+        f"quantize={quantize} is not supported: give quantize=16 for FP16, quantize=8 for INT8, or neither."
+    )
+
+
+class Calibration(Sequence[np.ndarray]):
+    """Images of the training split for INT8's ranges, letterboxed as the file will see them, read when asked for.
+
+    The training split, so that the accuracy on another one is not measured on images that the ranges were chosen on.
+
+    Args:
+        data: Data set.
+        imgsz: Height and width of the file's input.
+        batch: Images an array.
+        count: Images in all, spread evenly over the split.
+
+    Raises:
+        UserError: No such data set, or no training images.
+    """
+
+    def __init__(self, data: Any, imgsz: Sequence[int], batch: int, count: int = CALIBRATION_IMAGES) -> None:
+        path, contents = read_data(data, "train")
+        self.dataset = open_split(path, contents, split="train", imgsz=imgsz, batch=batch).dataset
+        self.chosen, self.batch, self.path = spread(len(self.dataset), count), batch, path
+
+    def __len__(self) -> int:
+        return -(-len(self.chosen) // self.batch)
+
+    def __getitem__(self, index: Any) -> Any:
+        """(batch, 3, H, W) RGB in [0, 1]; the last is filled up with the first images."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        places = [i % len(self.chosen) for i in range(index * self.batch, (index + 1) * self.batch)]
+        images = [self.dataset[self.chosen[i]]["img"].numpy() for i in places]
+        return np.stack(images).astype(np.float32) / 255
+
+
+def _beside_checkpoint(model: DetectionModel, precision: str) -> Path:
     yaml = Path(str(model.yaml.get("yaml_file") or "model")).name
-    return Path(getattr(model, "pt_path", None) or yaml).with_suffix(".onnx")
+    path = Path(getattr(model, "pt_path", None) or yaml)
+    return path.with_name(f"{path.stem}{'' if precision == 'fp32' else '_' + precision}.onnx")
+
+
+def _converted(source: Path, precision: str, calibration: Calibration | None) -> Path:
+    target = source.with_name(f"{source.stem}.{precision}.onnx")
+    if calibration is None:
+        to_fp16(source, target)
+    else:
+        LOGGER.info(f"INT8: ranges of {len(calibration.chosen)} training images of {calibration.path}")
+        quantize_int8(source, target, calibration)
+    contents = onnx.load(target)
+    for entry in contents.metadata_props:
+        if entry.key == "args":
+            entry.value = entry.value.replace("'quantize': None", f"'quantize': {16 if precision == 'fp16' else 8}")
+    onnx.save(contents, target)
+    open_session(target)  # or an error that says why it cannot be opened
+    return target
 
 
 @torch.no_grad()

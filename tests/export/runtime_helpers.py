@@ -26,7 +26,7 @@ def export(folder: Path, name: str, imgsz: list[int], *, batch: int = 1, settle:
     model.names, model.task, model.pt_path = dict(NAMES), "detect", f"{name}.pt"
     model.args = dict(DEFAULT_CFG_DICT if kind is DetectionModel else DEFAULTS)
     head = model.model[-1] if kind is DetectionModel else model.detector.head
-    for layer in head.modules():
+    for layer in [] if settle and kind is DetectionModel else head.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad:  # YOLO's DFL is a constant
             nn.init.kaiming_normal_(layer.weight)
             layer.weight.data *= 1.5  # so that classes differ
@@ -40,7 +40,8 @@ def export(folder: Path, name: str, imgsz: list[int], *, batch: int = 1, settle:
             )
         model.eval()
         for branch in head.cv3:
-            branch[-1].weight.data *= 0.5  # logits that no float32 probability rounds to 1, which would tie
+            branch[-1].weight.data *= 0.2  # no float32 probability is 1, which would tie
+            branch[-1].bias.data.zero_()  # about half of the scores over 0.5
     return export_onnx(model, folder / f"{Path(name).stem}.onnx", imgsz, batch, **arguments)
 
 
