@@ -28,22 +28,19 @@ from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError
 from gid_yolo.export.budget import budget_notes, comparable, distilled
 from gid_yolo.export.chart import write_png
-from gid_yolo.export.evaluate import batches_of, image_size, open_split, read_data
+from gid_yolo.export.evaluate import image_sizes, open_split, read_data
 from gid_yolo.export.gains import noise_note
+from gid_yolo.export.matrix import Settings, make_cells, make_examples, measure_times
 from gid_yolo.export.page import write_html
 from gid_yolo.export.parity import (
     AP_LIMIT,
     BOX_LIMIT,
     SCORE_LIMIT,
     Contender,
-    compare_outputs,
-    compare_scores,
-    export_onnx,
 )
 from gid_yolo.export.report import BenchmarkReport, conditions, write_csv, write_json, write_markdown
 from gid_yolo.export.rows import Row
-from gid_yolo.export.session import CPU, CUDA, cuda_index, open_session
-from gid_yolo.export.timing import measure
+from gid_yolo.export.session import CPU, CUDA, cuda_index
 
 NO_COMPARISON = "WARNING: so this is NO COMPARISON of model and baseline; unequal=True calls it one all the same."
 
@@ -54,8 +51,10 @@ def benchmark(
     baseline: str | Path | None = None,
     teacher: str | Path | None = None,
     data: Any = None,
-    imgsz: int | Sequence[int] | None = None,
-    batch: int = 1,
+    imgsz: Any = None,
+    batch: int | Sequence[int] = 1,
+    precision: str | Sequence[str] = "fp32",
+    max_ap_drop: float = 1.0,
     split: str = "val",
     warmup: int = 10,
     runs: int = 50,
@@ -76,8 +75,11 @@ def benchmark(
         baseline: Checkpoint of the same model trained without a teacher.
         teacher: Checkpoint of the teacher.
         data: Data set; the embedded one where None.
-        imgsz: Side, or height and width, of the exported inputs; by default what `model` was trained with.
-        batch: Images per run of the network.
+        imgsz: Side, or height and width, of the exported inputs, or a list of such pairs; by default what `model` was
+            trained with.
+        batch: Images per run of the network, one number or several.
+        precision: `fp32`, and with it `fp16` and `int8`, e.g. `fp32,int8`; INT8's ranges are found on training images.
+        max_ap_drop: Points of mAP that a lower precision may lose; a file that loses more has failed.
         split: Part of the data to score on.
         warmup: Untimed runs of each model before the first round.
         runs: Timed runs of each model in a round.
@@ -101,49 +103,57 @@ def benchmark(
     _refuse(unknown)
     if not isinstance(unequal, bool):
         raise UserError(f"unequal={unequal} must be True or False.")
-    counts = {"batch": batch, "runs": runs, "rounds": rounds, "threads": threads, "parity_images": parity_images}
-    _check_counts(counts, warmup)
+    counts = {"runs": runs, "rounds": rounds, "threads": threads, "parity_images": parity_images}
+    batches = _several(batch)
+    _check_counts([("batch", number) for number in batches] + list(counts.items()), warmup)
+    precisions = _precisions(precision)
+    if isinstance(max_ap_drop, bool) or not isinstance(max_ap_drop, int | float) or max_ap_drop < 0:
+        raise UserError(f"max_ap_drop={max_ap_drop} must be a number of at least 0, in points of mAP.")
     cuda = cuda_index(device)
-    contenders = [
+    networks = [
         Contender(role, Path(path), network := load_model(path, role)[0], fingerprint(network))
         for role, path in (("model", model), ("baseline", baseline), ("teacher", teacher))
         if path is not None
     ]
-    records = {contender.role: record_of(contender.model) for contender in contenders}
+    records = {contender.role: record_of(contender.model) for contender in networks}
     fair = comparable(records["model"], records["baseline"]) if "baseline" in records else None
     if fair is False and not unequal:
         LOGGER.warning(" ".join([*budget_notes(records["model"], records["baseline"]), NO_COMPARISON]))
-    stride = max(int(contender.model.stride.max()) for contender in contenders)
-    size = image_size(contenders[0].model.args.get("imgsz", 640) if imgsz is None else imgsz, stride)
+    stride = max(int(contender.model.stride.max()) for contender in networks)
+    sizes = image_sizes(networks[0].model.args.get("imgsz", 640) if imgsz is None else imgsz, stride)
     data_path, contents = read_data(data, split)
-    for c in contenders:
+    for c in networks:
         c.model = fit_classes(c.model, contents["names"], f"{c.role}={c.path}", data_path)
-    loader = open_split(data_path, contents, split=split, imgsz=size, batch=batch)
+    loaders = {
+        tuple(size): open_split(data_path, contents, split=split, imgsz=size, batch=batches[0]) for size in sizes
+    }
     save_dir = get_save_dir(
         SimpleNamespace(project=project, name=name, task="detect", mode="benchmark", exist_ok=exist_ok, save_dir=None)
     )
     save_dir.mkdir(parents=True, exist_ok=True)
 
-    batches = batches_of(loader.dataset, parity_images, batch)
-    for contender in contenders:
-        contender.onnx = export_onnx(contender.model, save_dir / f"{contender.role}.onnx", size, batch)
-        contender.session = open_session(contender.onnx, threads=threads, cuda=cuda)
-        compare_outputs(contender, batches)
-        if contender.failed is None:
-            compare_scores(contender, data_path, split, loader, cuda, save_dir)
-    sessions = {c.role: c.session for c in contenders if c.failed is None}
-    latencies = measure(sessions, batches, warmup=warmup, runs=runs, rounds=rounds)
-    for contender in contenders:
-        contender.latency = latencies.get(contender.role)
+    evaluation = {"data": data_path, "split": split, "save_dir": save_dir}
+    settings = Settings(sizes, batches, precisions, parity_images, threads, cuda, max_ap_drop)
+    cells = make_cells(networks, settings, loaders, evaluation)
+    passed = [cell for cell in cells if cell.failed is None]
+    times = {"images": parity_images, "warmup": warmup, "runs": runs, "rounds": rounds}
+    measure_times(passed, loaders, **times, threads=threads, cuda=cuda)
 
-    arguments = {**counts, "warmup": warmup, "imgsz": size, "split": split, "data": str(data_path), "device": device}
+    arguments = {
+        **counts,
+        **{"batch": batches, "precision": precisions, "max_ap_drop": max_ap_drop, "warmup": warmup},
+        **{"imgsz": sizes[0] if len(sizes) == 1 else sizes, "split": split, "data": str(data_path), "device": device},
+    }
     provider = CPU if cuda is None else CUDA
-    rows = tuple(_row(contender, provider, batch, size) for contender in contenders)
+    rows = tuple(_row(cell, provider) for cell in cells)
+    shown = [(_label(c), c) for c in passed if (c.precision, c.batch, c.size) == ("fp32", 1, sizes[0])]
+    loader = loaders[tuple(sizes[0])]
     report = BenchmarkReport(
         rows=rows,
-        settings=_settings(contenders, rows, arguments, len(loader.dataset), cuda),
-        notes=(*_notes(contenders, rows), *([NO_COMPARISON] if fair is False and not unequal else [])),
+        settings=_settings(networks, rows, arguments, len(loader.dataset), cuda),
+        notes=(*_notes(cells, rows), *([NO_COMPARISON] if fair is False and not unequal else [])),
         save_dir=save_dir,
+        examples=make_examples(shown, loader.dataset, contents["names"]),
         comparable=None if unequal and not fair else fair,
     )
     writers = {"json": write_json, "csv": write_csv, "md": write_markdown, "png": write_png, "html": write_html}
@@ -161,32 +171,52 @@ def _refuse(unknown: dict[str, Any]) -> None:
         raise UserError(f"'{key}' is not an argument of the benchmark: {hint}")
 
 
-def _check_counts(counts: dict[str, Any], warmup: Any) -> None:
-    for key, value in [*counts.items(), ("warmup", warmup)]:
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _precisions(precision: Any) -> list[str]:
+    words = precision.split(",") if isinstance(precision, str) else _several(precision)
+    found = list(dict.fromkeys(str(word).strip().lower() for word in words))
+    if not found or set(found) - {"fp32", "fp16", "int8"} or "fp32" not in found:
+        raise UserError(
+            f"precision={precision} must be fp32 with or without fp16 and int8, which are measured against it, e.g. "
+            "precision=fp32,int8."
+        )
+    return sorted(found, key=["fp32", "fp16", "int8"].index)
+
+
+def _check_counts(counts: Sequence[tuple[str, Any]], warmup: Any) -> None:
+    for key, value in [*counts, ("warmup", warmup)]:
         least = 0 if key == "warmup" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{key}={value} must be a whole number of at least {least}.")
 
 
-def _row(contender: Contender, provider: str, batch: int, imgsz: list[int]) -> Row:
+def _row(contender: Contender, provider: str) -> Row:
     fused = deepcopy(contender.model).fuse(verbose=False)
     return Row(
         role=contender.role,
         label=_label(contender),
         name=Path(contender.model.yaml.get("yaml_file") or "custom").stem,
         backbone=str(contender.model.yaml["backbone"] if isinstance(contender.model, GIDDetectionModel) else "its own"),
+        precision=contender.precision,
         provider=provider,
-        batch=batch,
-        height=imgsz[0],
-        width=imgsz[1],
+        batch=contender.batch,
+        height=contender.size[0],
+        width=contender.size[1],
         parameters=sum(p.numel() for p in fused.parameters()) / 1e6,
-        gflops=float(get_flops(fused, imgsz)) or None,  # it counts 0 where it cannot count
+        gflops=float(get_flops(fused, list(contender.size))) or None,  # it counts 0 where it cannot count
         file_size=contender.onnx.stat().st_size / 1e6,
         **({} if contender.latency is None else asdict(contender.latency)),
+        preprocess=contender.preprocess,
+        postprocess=contender.postprocess,
+        memory=contender.memory,
         columns=contender.columns,
         box_difference=contender.boxes,
         score_difference=contender.scores,
         ap_difference=contender.ap,
+        ap_drop=contender.drop,
         failed=contender.failed,
         compared=contender.compared,
     )
@@ -198,8 +228,15 @@ def _label(contender: Contender) -> str:
     return {"baseline": "plain", "teacher": "teacher"}[contender.role]
 
 
+def _named(cell: Contender, rows: Sequence[Row]) -> str:
+    """The label, and the setting where there are several."""
+    settings = {row.setting for row in rows}
+    where = f" {cell.precision}, batch {cell.batch}, {cell.size[0]}x{cell.size[1]}" if len(settings) > 1 else ""
+    return _label(cell) + where
+
+
 def _notes(contenders: list[Contender], rows: Sequence[Row]) -> list[str]:
-    notes = [f"WARNING: FAILED, and so without results: {_label(c)} ({c.failed})" for c in contenders if c.failed]
+    notes = [f"WARNING: FAILED, and so without results: {_named(c, rows)} ({c.failed})" for c in contenders if c.failed]
     notes += [
         f"WARNING: NOT COMPARED with PyTorch: {_label(c)} detects nothing on the images of the comparison."
         for c in contenders
@@ -224,7 +261,7 @@ def _settings(
     return {
         "summary": summary,
         "arguments": {**arguments, "thresholds": {c.role: thresholds(c.model.yaml) for c in contenders}},
-        "limits": {"boxes": BOX_LIMIT, "scores": SCORE_LIMIT, "ap": AP_LIMIT},
+        "limits": {"boxes": BOX_LIMIT, "scores": SCORE_LIMIT, "ap": AP_LIMIT, "ap_drop": arguments["max_ap_drop"]},
         "images": images,
         "versions": {
             "gid_yolo": __version__,

@@ -52,6 +52,17 @@ def image_size(imgsz: Any, stride: int) -> list[int]:
     return rounded * 2 if len(rounded) == 1 else rounded
 
 
+def image_sizes(imgsz: Any, stride: int) -> list[list[int]]:
+    """`image_size` of one size or of a list of pairs.
+
+    Raises:
+        UserError: As `image_size`.
+    """
+    several = isinstance(imgsz, list | tuple) and imgsz and all(isinstance(size, list | tuple) for size in imgsz)
+    sizes = [image_size(size, stride) for size in imgsz] if several else [image_size(imgsz, stride)]
+    return [size for i, size in enumerate(sizes) if size not in sizes[:i]]
+
+
 def open_split(data: Path, contents: dict[str, Any], *, split: str, imgsz: Sequence[int], batch: int) -> Any:
     """Ultralytics' validation dataloader with every image letterboxed to `imgsz` (height, width).
 

@@ -28,18 +28,25 @@ AP_LIMIT = 0.1  # points of mAP between PyTorch and onnxruntime
 
 @dataclass
 class Contender:
-    """A model on its way through the benchmark."""
+    """A model in one setting on its way through the benchmark."""
 
     role: str
     path: Path
     model: DetectionModel
     fingerprint: str
+    precision: str = "fp32"
+    batch: int = 1
+    size: Sequence[int] = ()
     onnx: Path = Path()
     session: Any = None
     boxes: float | None = None
     scores: float | None = None
     ap: float | None = None
+    drop: float | None = None
     columns: dict[str, float] | None = None
+    preprocess: float | None = None
+    postprocess: float | None = None
+    memory: float | None = None
     latency: Latency | None = None
     failed: str | None = None
     compared: bool = True

@@ -13,12 +13,13 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
 import gid_yolo.export.benchmark as module
+import gid_yolo.export.matrix as matrix
 import gid_yolo.export.parity as parity
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError
 from gid_yolo.export.benchmark import benchmark
-from gid_yolo.export.evaluate import batches_of, open_split, read_data
+from gid_yolo.export.evaluate import batches_of, image_size, open_split, read_data
 from gid_yolo.model import GID
 
 QUICK = {"runs": 3, "rounds": 2, "warmup": 1, "parity_images": 3}
@@ -177,7 +178,7 @@ def test_a_file_that_differs_has_no_results(tmp_path, monkeypatch, data, checkpo
             tamper(made)
         return made
 
-    monkeypatch.setattr(module, "export_onnx", export_wrongly)
+    monkeypatch.setattr(matrix, "export_onnx", export_wrongly)
     report = benchmark(checkpoint, baseline=baseline, data=data, project=str(tmp_path), **QUICK)
     bad, good = report.rows
     assert bad.failed is not None
@@ -372,8 +373,8 @@ def test_sizes_are_multiples_of_the_largest_stride(tmp_path, data, checkpoint):
     report = benchmark(path, data=data, imgsz=[96, 128], project=str(tmp_path), **QUICK)
     assert report.rows[0].failed is None
     assert report.settings["arguments"]["imgsz"] == [128, 128]
-    assert module.image_size([96, 160], 32) == [96, 160]
-    assert module.image_size(160, 64) == [192, 192]
+    assert image_size([96, 160], 32) == [96, 160]
+    assert image_size(160, 64) == [192, 192]
     mixed = benchmark(checkpoint, teacher=path, data=data, imgsz=96, project=str(tmp_path), **QUICK)
     assert [row.failed for row in mixed.rows] == [None, None]
     assert mixed.settings["arguments"]["imgsz"] == [128, 128]
