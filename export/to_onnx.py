@@ -24,11 +24,7 @@ from gid_yolo.export.half import to_fp16
 from gid_yolo.export.quantize import quantize_int8
 from gid_yolo.export.session import open_session, run
 
-_QUANTIZE: dict[str, set[Any]] = {
-    "fp32": {None, 32, "32", "fp32"},
-    "fp16": {16, "16", "fp16"},
-    "int8": {8, "8", "int8"},
-}
+_QUANTIZE = {"none": "fp32", "32": "fp32", "fp32": "fp32", "16": "fp16", "fp16": "fp16", "8": "int8", "int8": "int8"}
 CALIBRATION_IMAGES = 128
 # What PyTorch and onnxruntime may differ by in fp32, in pixels and probability: far under what an NMS could notice
 BOX_LIMIT, SCORE_LIMIT = 0.05, 1e-3
@@ -92,13 +88,12 @@ def precision_of(quantize: Any) -> str:
     Raises:
         UserError: Another value.
     """
-    value = quantize.lower() if isinstance(quantize, str) else quantize
-    for precision, values in _QUANTIZE.items():
-        if not isinstance(value, bool) and value in values:
-            return precision
-    raise UserError(
-        f"quantize={quantize} is not supported: give quantize=16 for FP16, quantize=8 for INT8, or neither."
-    )
+    known = _QUANTIZE.get(str(quantize).lower())
+    if known is None:
+        raise UserError(
+            f"quantize={quantize} is not supported: give quantize=16 for FP16, quantize=8 for INT8, or neither."
+        )
+    return known
 
 
 class Calibration(Sequence[np.ndarray]):

@@ -180,9 +180,10 @@ def test_an_untrained_model(capsys, mode):
     assert "is untrained" in sentence(capsys, mode, "model=retina_nano", "source=x.png")
 
 
-@pytest.mark.parametrize("word", ["half=True", "int8=True", "quantize=16"])
-def test_export_of_less_than_fp32(capsys, teacher, word):
-    assert "gid-yolo exports FP32" in sentence(capsys, "export", f"model={teacher}", word, "imgsz=64")
+@pytest.mark.parametrize("word", ["quantize=4", "quantize=w8a16", "quantize=[8]"])
+def test_export_in_an_unknown_precision(capsys, teacher, word):
+    text = sentence(capsys, "export", f"model={teacher}", word, "imgsz=64")
+    assert "is not supported: give quantize=16 for FP16, quantize=8 for INT8" in text
 
 
 def test_validation_on_other_classes(capsys, tmp_path, teacher):
