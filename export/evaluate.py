@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_dataloader, build_yolo_dataset
@@ -16,6 +17,7 @@ from gid_yolo.engine.checkpoint import no_autoinstall
 from gid_yolo.engine.config import check_values
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.errors import UserError
+from gid_yolo.export.session import OnnxDetector
 
 _UNUSABLE = (OSError, SyntaxError, RuntimeError, AssertionError, TypeError, KeyError, ValueError)
 
@@ -94,7 +96,7 @@ def batches_of(dataset: Any, count: int, batch: int) -> list[np.ndarray]:
 
 
 def ten_columns(
-    model: nn.Module | Path,
+    network: nn.Module | OnnxDetector,
     *,
     data: Path,
     split: str,
@@ -103,14 +105,45 @@ def ten_columns(
     save_dir: Path,
     limits: dict[str, Any],
 ) -> dict[str, float]:
-    """The paper's ten columns of a checkpoint's network or of an ONNX file, in percent; `limits` is `thresholds`'."""
-    args = _arguments(data, split, loader.batch_size) | {"device": device, "model": str(save_dir.name)} | limits
+    """The paper's ten columns of a checkpoint's network or of an ONNX file, in percent.
+
+    Args:
+        network: It; a file runs on the provider that it was opened on.
+        data: The data yaml.
+        split: Part of it.
+        loader: `open_split`'s.
+        device: Where a checkpoint's network runs.
+        save_dir: Folder for what the validation writes.
+        limits: `thresholds`'.
+    """
+    stored = isinstance(network, OnnxDetector)
+    args = _arguments(data, split, loader.batch_size) | {"device": "cpu" if stored else device} | limits
     args |= {"imgsz": max(loader.dataset.imgsz), "plots": False, "verbose": False, "save_json": False}
+    args["model"] = str(save_dir.name)
     made = GIDValidator(loader, save_dir, args)
     with no_autoinstall():
-        made(model=model if isinstance(model, nn.Module) else str(model))
+        made(model=_OnnxNetwork(network) if isinstance(network, OnnxDetector) else network)
     assert made.columns is not None
     return made.columns
+
+
+class _OnnxNetwork(nn.Module):
+    """A file as Ultralytics' validator takes a foreign network: it would open the file on a provider of its own."""
+
+    def __init__(self, detector: OnnxDetector) -> None:
+        super().__init__()
+        self.detector = detector
+        self.names = dict(detector.names)
+        self.stride = torch.tensor([detector.info.stride])
+        self.end2end = detector.info.final
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _OnnxNetwork:
+        """Itself: a session cannot be copied, and nothing changes it."""
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) into (B, 4 + C, R) or (B, N, 6)."""
+        return torch.from_numpy(self.detector.run(images.numpy()).astype(np.float32, copy=False))
 
 
 def _arguments(data: Path, split: str, batch: int) -> dict[str, Any]:

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from ultralytics.utils import LOGGER
 
-from gid_yolo.engine.config import thresholds
+from gid_yolo.export.contenders import Contender
 from gid_yolo.export.evaluate import batches_of, spread, ten_columns
 from gid_yolo.export.half import to_fp16
 from gid_yolo.export.memory import peak_memory
-from gid_yolo.export.parity import Contender, compare_outputs, compare_scores, export_onnx
+from gid_yolo.export.parity import compare_outputs, compare_scores, export_onnx
 from gid_yolo.export.preprocess import read_image
 from gid_yolo.export.quantize import quantize_int8
 from gid_yolo.export.rows import Detections, Example
-from gid_yolo.export.session import OnnxDetector, open_session
+from gid_yolo.export.session import OnnxDetector
 from gid_yolo.export.timing import interleave, latency
 from gid_yolo.export.to_onnx import Calibration
 
@@ -36,94 +36,132 @@ class Settings:
         sizes: Heights and widths of the input.
         batches: Images a run.
         precisions: `fp32` first.
+        providers: As for `providers.start`.
         images: Real images on which an FP32 file must equal PyTorch.
-        threads: Of onnxruntime's operators.
-        cuda: The GPU, or None for the CPU.
+        threads: Of onnxruntime's operators, while time is taken.
         max_ap_drop: Points of mAP that a lower precision may lose.
     """
 
     sizes: Sequence[Sequence[int]]
     batches: Sequence[int]
     precisions: Sequence[str]
+    providers: Sequence[str]
     images: int
     threads: int
-    cuda: int | None
     max_ap_drop: float
 
+    @property
+    def device(self) -> str:
+        """Where PyTorch runs: on the GPU that onnxruntime uses."""
+        return next((f"cuda:{p.partition(':')[2] or 0}" for p in self.providers if p[:4] in {"cuda", "tens"}), "cpu")
 
-def make_cells(
-    networks: Sequence[Contender],
-    settings: Settings,
-    loaders: Mapping[tuple[int, ...], Any],
-    evaluation: dict[str, Any],
-) -> list[Contender]:
+
+class Matrix:
     """Every model in every setting: exported, compared with PyTorch, and its accuracy measured.
 
-    Accuracy is measured once a size and precision, at the first batch: a file's batch changes neither its weights nor
-    its ranges.
-
-    Args:
-        networks: The models.
-        settings: The settings.
-        loaders: The split's images for each size.
-        evaluation: `data`, `split` and `save_dir` of `ten_columns`.
+    Accuracy is measured once a size, precision and provider, at the first batch: a file's batch changes neither its
+    weights nor its ranges.
     """
-    cells: list[Contender] = []
-    for network, size, batch in itertools.product(networks, settings.sizes, settings.batches):
-        loader = loaders[tuple(size)]
-        measured = {cell.precision: cell for cell in reversed(cells) if (cell.role, cell.size) == (network.role, size)}
-        full = replace(network, batch=batch, size=size)
-        cells.append(full)
-        _full_precision(full, measured.get("fp32"), settings, evaluation | {"loader": loader})
-        for precision in settings.precisions[1:]:
-            cell = replace(network, batch=batch, size=size, precision=precision)
-            cells.append(cell)
-            _lower_precision(cell, full, measured.get(precision), settings, evaluation | {"loader": loader})
-    return cells
 
+    def __init__(
+        self, settings: Settings, loaders: Mapping[tuple[int, ...], Any], data: Path, split: str, save_dir: Path
+    ) -> None:
+        self.settings, self.loaders, self.save_dir = settings, loaders, save_dir
+        self.data, self.split = data, split
+        self._known: dict[tuple[Any, ...], dict[str, float]] = {}
+        self._files: set[Path] = set()
 
-def _full_precision(
-    cell: Contender, measured: Contender | None, settings: Settings, evaluation: dict[str, Any]
-) -> None:
-    size = f"_{cell.size[0]}x{cell.size[1]}" if len(settings.sizes) > 1 else ""
-    name = cell.role + size + (f"_b{cell.batch}" if len(settings.batches) > 1 else "")
-    folder, loader = evaluation["save_dir"], evaluation["loader"]
-    cell.onnx = export_onnx(cell.model, folder / f"{name}.onnx", list(cell.size), cell.batch)
-    cell.session = open_session(cell.onnx, threads=settings.threads, cuda=settings.cuda)
-    compare_outputs(cell, batches_of(loader.dataset, settings.images, cell.batch))
-    cell.session = None  # it is opened anew for timing
-    if cell.failed is None and measured is None:
-        compare_scores(cell, evaluation["data"], evaluation["split"], loader, settings.cuda, folder)
-    elif cell.failed is None and measured is not None:
-        cell.ap, cell.columns, cell.failed = measured.ap, measured.columns, measured.failed
+    def cells(self, contenders: Sequence[Contender]) -> list[Contender]:
+        """The contenders, each in its settings.
 
+        Args:
+            contenders: The models, in the order to show.
+        """
+        found: list[Contender] = []
+        for contender in contenders:
+            for (size, batch), provider in itertools.product(
+                contender.places(self.settings.sizes, self.settings.batches), self.settings.providers
+            ):
+                cell = replace(contender, size=size, batch=batch, provider=provider)
+                found += [self._alone(cell)] if cell.model is None else self._exported(cell)
+        return found
 
-def _lower_precision(
-    cell: Contender, full: Contender, measured: Contender | None, settings: Settings, evaluation: dict[str, Any]
-) -> None:
-    if full.failed is not None or full.columns is None:
-        cell.onnx, cell.failed = full.onnx, "its fp32 file failed"
-        return
-    cell.onnx = full.onnx.with_name(f"{full.onnx.stem}_{cell.precision}.onnx")
-    if cell.precision == "int8":
-        quantize_int8(full.onnx, cell.onnx, Calibration(evaluation["data"], cell.size, cell.batch))
-    else:
-        to_fp16(full.onnx, cell.onnx)
-    if measured is not None:
-        cell.drop, cell.columns, cell.failed = measured.drop, measured.columns, measured.failed
-        return
-    LOGGER.info(f"{cell.role} ({cell.precision}):")
-    columns = ten_columns(
-        cell.onnx,
-        **{**evaluation, "save_dir": evaluation["save_dir"] / f"{cell.onnx.stem}_onnx"},
-        device="cpu" if settings.cuda is None else settings.cuda,
-        limits=thresholds(cell.model.yaml),
-    )
-    cell.drop = full.columns["mAP"] - columns["mAP"]
-    if cell.drop > settings.max_ap_drop:
-        cell.failed = f"mAP is {cell.drop:.2f} lower than in fp32 (limit {settings.max_ap_drop:g})"
-    else:
-        cell.columns = columns
+    def _alone(self, cell: Contender) -> Contender:
+        """An ONNX file that was given: there is nothing to compare it with."""
+        cell.onnx = cell.path
+        cell.columns = self._columns(cell)
+        return cell
+
+    def _exported(self, full: Contender) -> list[Contender]:
+        """A checkpoint's FP32 file, and the lower precisions made of it."""
+        settings = self.settings
+        size = f"_{full.size[0]}x{full.size[1]}" if len(settings.sizes) > 1 else ""
+        name = full.slug + size + (f"_b{full.batch}" if len(settings.batches) > 1 else "")
+        full.onnx = self.save_dir / f"{name}.onnx"
+        if self._new(full.onnx):
+            export_onnx(full.network, full.onnx, list(full.size), full.batch)
+        compare_outputs(full, batches_of(self._loader(full).dataset, settings.images, full.batch))
+        if full.failed is None:
+            compare_scores(full, self._checkpoint_columns(full), self._columns(full))
+        return [full, *(self._lower(full, precision) for precision in settings.precisions[1:])]
+
+    def _lower(self, full: Contender, precision: str) -> Contender:
+        file = full.onnx.with_name(f"{full.onnx.stem}_{precision}.onnx")
+        cell = replace(
+            full, precision=precision, onnx=file, boxes=None, scores=None, ap=None, columns=None, compared=True
+        )
+        if full.columns is None:
+            cell.onnx, cell.failed = full.onnx, "its fp32 file failed"
+            return cell
+        if self._new(file):
+            if precision == "int8":
+                quantize_int8(full.onnx, file, Calibration(self.data, full.size, full.batch))
+            else:
+                to_fp16(full.onnx, file)
+        columns = self._columns(cell)
+        cell.drop = full.columns["mAP"] - columns["mAP"]
+        if not cell.drop <= self.settings.max_ap_drop:
+            cell.failed = f"mAP is {cell.drop:.2f} lower than in fp32 (limit {self.settings.max_ap_drop:g})"
+        else:
+            cell.columns = columns
+        return cell
+
+    def _new(self, file: Path) -> bool:
+        """True at the first call: another provider runs the same file."""
+        known, self._files = file in self._files, self._files | {file}
+        return not known
+
+    def _columns(self, cell: Contender) -> dict[str, float]:
+        """A file's ten columns."""
+        several = len(self.settings.providers) > 1
+        place = f"{cell.onnx.stem}_onnx" + f"_{cell.provider.replace(':', '')}" * several
+        key = (cell.slug, cell.precision, cell.provider, *cell.size)
+        if key not in self._known:
+            LOGGER.info(f"{cell.label} ({cell.precision}, {cell.provider}):")
+            detector = OnnxDetector(cell.onnx, provider=cell.provider, imgsz=cell.size, batch=cell.batch)
+            self._known[key] = self._measure(detector, cell, place)
+        return dict(self._known[key])
+
+    def _checkpoint_columns(self, cell: Contender) -> dict[str, float]:
+        key = (cell.slug, *cell.size)
+        if key not in self._known:
+            LOGGER.info(f"{cell.label} (PyTorch):")
+            self._known[key] = self._measure(cell.network, cell, f"{cell.onnx.stem}_pt")
+        return dict(self._known[key])
+
+    def _measure(self, network: Any, cell: Contender, place: str) -> dict[str, float]:
+        return ten_columns(
+            network,
+            data=self.data,
+            split=self.split,
+            loader=self._loader(cell),
+            device=self.settings.device,
+            save_dir=self.save_dir / place,
+            limits=cell.limits,
+        )
+
+    def _loader(self, cell: Contender) -> Any:
+        return self.loaders[tuple(cell.size)]
 
 
 def measure_times(
@@ -135,7 +173,6 @@ def measure_times(
     runs: int,
     rounds: int,
     threads: int,
-    cuda: int | None,
 ) -> None:
     """Time preparation, network and post-processing of all cells apart, each in turns with the others.
 
@@ -143,9 +180,11 @@ def measure_times(
     """
     if not cells:
         return
-    provider = "cpu" if cuda is None else f"cuda:{cuda}"
     names = [str(i) for i in range(len(cells))]
-    detectors = [OnnxDetector(cell.onnx, provider=provider, threads=threads) for cell in cells]
+    detectors = [
+        OnnxDetector(c.onnx, provider=c.provider, threads=threads, imgsz=c.size, batch=c.batch, rect=False)
+        for c in cells
+    ]
     originals, inputs, outputs = [], [], []
     for cell, detector in zip(cells, detectors, strict=True):
         dataset = loaders[tuple(cell.size)].dataset
@@ -166,7 +205,7 @@ def measure_times(
     for name, cell in zip(names, cells, strict=True):
         cell.latency = latency(network[name], cell.batch)
         cell.preprocess, cell.postprocess = float(np.median(before[name])), float(np.median(after[name]))
-        cell.memory = peak_memory(cell.onnx, provider, threads)
+        cell.memory = peak_memory(cell.onnx, cell.provider, threads, (cell.batch, 3, *cell.size))
 
 
 def _network(detector: OnnxDetector, batches: list[np.ndarray], turn: int) -> None:
@@ -184,20 +223,27 @@ def _after(
     detector.finish(outputs[place], size, [image.shape for image in images[place]])
 
 
-def make_examples(cells: Sequence[tuple[str, Contender]], dataset: Any, names: dict[int, str]) -> tuple[Example, ...]:
+def make_examples(cells: Sequence[Contender], dataset: Any, names: dict[int, str]) -> tuple[Example, ...]:
     """Some images of the split with their objects and with what each model's file finds on them.
 
     Args:
-        cells: The label and the FP32 cell of each model, of one setting.
+        cells: One of each model, of one size.
         dataset: Ultralytics' data set of the split.
         names: Of the classes.
     """
-    detectors = {}
-    for label, cell in cells:
-        limits = thresholds(cell.model.yaml)
-        detectors[label] = OnnxDetector(
-            cell.onnx, provider="cpu", conf=EXAMPLE_CONF, iou=limits["iou"], max_det=limits["max_det"]
+    detectors = {
+        cell.label: OnnxDetector(
+            cell.onnx,
+            provider="cpu",
+            conf=EXAMPLE_CONF,
+            iou=cell.limits["iou"],
+            max_det=cell.limits["max_det"],
+            imgsz=cell.size,
+            batch=cell.batch,
+            rect=False,
         )
+        for cell in cells
+    }
     examples = []
     for i in spread(len(dataset), EXAMPLES):
         image, label = read_image(dataset.im_files[i]), dataset.labels[i]

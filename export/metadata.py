@@ -13,9 +13,9 @@ import onnxruntime
 
 from gid_yolo.errors import UserError
 
-# NMS threshold that each kind is evaluated with (cfg/default.yaml, cfg/models), by the head that the file names
+# What Ultralytics evaluates with, and the NMS thresholds of our heads, for files that do not say their limits
+_LIMITS = {"conf": 0.001, "iou": 0.7, "max_det": 300}
 _NMS_IOU = {"RetinaNet": 0.5, "FCOS": 0.6}
-_ULTRALYTICS_IOU = 0.7
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -34,7 +34,7 @@ class FileInfo:
             images, and would leave out the others.
         final: True for an output (B, N, 6), xyxy, score, class, with the NMS inside; False for (B, 4 + C, R), xywh and
             class scores, NMS left outside.
-        iou: NMS threshold that this kind of detector is evaluated with.
+        limits: `conf`, `iou` of the NMS and `max_det` that it is evaluated with.
         dtype: Of the input.
         input: Name of the input.
     """
@@ -47,7 +47,7 @@ class FileInfo:
     fixed_batch: bool
     most: int | None
     final: bool
-    iou: float
+    limits: Mapping[str, Any]
     dtype: type
     input: str
 
@@ -107,7 +107,12 @@ def _info(session: onnxruntime.InferenceSession, stored: dict[str, Any]) -> File
         fixed_batch=fixed_batch,
         most=count if fixed_batch or arguments.get("nms") else None,
         final=final,
-        iou=_NMS_IOU.get(stored.get("head", ""), _ULTRALYTICS_IOU),
+        limits=_limits(stored),
         dtype=_TYPES[inputs[0].type],
         input=inputs[0].name,
     )
+
+
+def _limits(stored: dict[str, Any]) -> dict[str, Any]:
+    limits = _LIMITS | {"iou": _NMS_IOU.get(stored.get("head", ""), _LIMITS["iou"])} | stored.get("limits", {})
+    return {"conf": float(limits["conf"]), "iou": float(limits["iou"]), "max_det": int(limits["max_det"])}

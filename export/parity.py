@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,43 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import LOGGER
 
-from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.detection_model import limited
 from gid_yolo.engine.distillable import is_yolo
-from gid_yolo.export.evaluate import ten_columns
-from gid_yolo.export.session import open_session, run
-from gid_yolo.export.timing import Latency
+from gid_yolo.export.contenders import Contender
+from gid_yolo.export.providers import run, start
 from gid_yolo.export.to_onnx import BOX_LIMIT, SCORE_LIMIT, export
 
 AP_LIMIT = 0.1  # points of mAP between PyTorch and onnxruntime
-
-
-@dataclass
-class Contender:
-    """A model in one setting on its way through the benchmark."""
-
-    role: str
-    path: Path
-    model: DetectionModel
-    fingerprint: str
-    precision: str = "fp32"
-    batch: int = 1
-    size: Sequence[int] = ()
-    onnx: Path = Path()
-    session: Any = None
-    boxes: float | None = None
-    scores: float | None = None
-    ap: float | None = None
-    drop: float | None = None
-    columns: dict[str, float] | None = None
-    preprocess: float | None = None
-    postprocess: float | None = None
-    memory: float | None = None
-    latency: Latency | None = None
-    failed: str | None = None
-    compared: bool = True
 
 
 def export_onnx(model: DetectionModel, path: Path, imgsz: list[int], batch: int, **limits: Any) -> Path:
@@ -57,63 +27,55 @@ def export_onnx(model: DetectionModel, path: Path, imgsz: list[int], batch: int,
     return export(model, {"imgsz": imgsz, "batch": batch, "device": "cpu", **limits}, path)
 
 
-def compare_outputs(contender: Contender, batches: Sequence[Any]) -> None:
+def compare_outputs(cell: Contender, batches: Sequence[Any]) -> None:
     """First part of the parity gate: every box and score of some real images."""
-    fused = deepcopy(contender.model).float().eval().fuse(verbose=False)
+    fused = deepcopy(cell.network).float().eval().fuse(verbose=False)
     if is_yolo(fused):
         fused.end2end = False
-    outputs = [run(contender.session, images) for images in batches]
+    session = start(cell.onnx, cell.provider)
+    outputs = [run(session, images) for images in batches]
     if not getattr(fused, "end2end", False):
-        contender.boxes, contender.scores = largest_differences(fused, outputs, batches)
+        cell.boxes, cell.scores = largest_differences(fused, outputs, batches)
     else:
-        least = thresholds(contender.model.yaml)["conf"]
-        found = final_differences(fused, outputs, batches, least=least)
-        found = found or _differences_of_the_best(contender, fused, batches)
-        contender.compared = found is not None
-        contender.boxes, contender.scores = found or (None, None)
-    if contender.boxes is None or contender.scores is None:
+        found = final_differences(fused, outputs, batches, least=cell.limits["conf"])
+        found = found or _differences_of_the_best(cell, fused, batches)
+        cell.compared = found is not None
+        cell.boxes, cell.scores = found or (None, None)
+    if cell.boxes is None or cell.scores is None:
         return
-    if not contender.boxes <= BOX_LIMIT:  # NaN fails too
-        contender.failed = f"boxes differ from PyTorch's by up to {contender.boxes:.3g} px (limit {BOX_LIMIT})"
-    elif not contender.scores <= SCORE_LIMIT:
-        contender.failed = f"scores differ from PyTorch's by up to {contender.scores:.3g} (limit {SCORE_LIMIT})"
+    if not cell.boxes <= BOX_LIMIT:  # NaN fails too
+        cell.failed = f"boxes differ from PyTorch's by up to {cell.boxes:.3g} px (limit {BOX_LIMIT})"
+    elif not cell.scores <= SCORE_LIMIT:
+        cell.failed = f"scores differ from PyTorch's by up to {cell.scores:.3g} (limit {SCORE_LIMIT})"
 
 
 def _differences_of_the_best(
-    contender: Contender, model: nn.Module, batches: Sequence[np.ndarray], most: int = 10
+    cell: Contender, model: nn.Module, batches: Sequence[np.ndarray], most: int = 10
 ) -> tuple[float, float] | None:
     """`final_differences` of a model that detects nothing: the best rows, of a second file without the threshold."""
     limits: dict[str, Any] = {"conf": 0.0, "max_det": 10 * most}  # enough that the other's best are among them
     batch, _, *imgsz = batches[0].shape
     with TemporaryDirectory() as folder:
-        path = export_onnx(contender.model, Path(folder) / "all.onnx", imgsz, batch, **limits)
-        session = open_session(path)
+        path = export_onnx(cell.network, Path(folder) / "all.onnx", imgsz, batch, **limits)
+        session = start(path, cell.provider)
         outputs = [run(session, images) for images in batches]
     with limited(model, **limits):
         return final_differences(model, outputs, batches, most=most)
 
 
-def compare_scores(contender: Contender, data: Path, split: str, loader: Any, cuda: int | None, save_dir: Path) -> None:
-    """Second part: the mAP of the file against that of the checkpoint, over the whole split."""
-    device = "cpu" if cuda is None else cuda
-    columns = {}
-    for kind, network in (("onnx", contender.onnx), ("pt", contender.model)):
-        LOGGER.info(f"{contender.role} ({kind}):")
-        folder = save_dir / f"{contender.role}_{kind}"
-        columns[kind] = ten_columns(
-            network,
-            data=data,
-            split=split,
-            loader=loader,
-            device=device,
-            save_dir=folder,
-            limits=thresholds(contender.model.yaml),
-        )
-    contender.ap = columns["onnx"]["mAP"] - columns["pt"]["mAP"]
-    if abs(contender.ap) > AP_LIMIT:
-        contender.failed = f"mAP differs from PyTorch's by {contender.ap:+.2f} (limit {AP_LIMIT})"
+def compare_scores(cell: Contender, expected: dict[str, float], columns: dict[str, float]) -> None:
+    """Second part: the mAP of the file against that of the checkpoint, over the whole split.
+
+    Args:
+        cell: Its columns are set if the two agree, else `failed`.
+        expected: The ten columns of the checkpoint.
+        columns: Those of the file.
+    """
+    cell.ap = columns["mAP"] - expected["mAP"]
+    if not abs(cell.ap) <= AP_LIMIT:  # NaN fails too
+        cell.failed = f"mAP differs from PyTorch's by {cell.ap:+.2f} (limit {AP_LIMIT})"
     else:
-        contender.columns = columns["onnx"]
+        cell.columns = columns
 
 
 @torch.no_grad()

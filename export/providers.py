@@ -22,13 +22,13 @@ AUTOMATIC = ("cuda", "openvino", "cpu")
 _PACKAGES = {"cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu", "openvino": "onnxruntime-openvino"}
 
 
-def open_session(path: str | Path, *, threads: int = 1, cuda: int | None = None) -> onnxruntime.InferenceSession:
-    """Open an ONNX file with a fixed number of threads, on the CPU or on one GPU in full fp32.
+def open_session(path: str | Path) -> onnxruntime.InferenceSession:
+    """Open an ONNX file on one thread of the CPU: what everybody can run, and what does not vary.
 
     Raises:
-        UserError: A file that cannot be opened, or onnxruntime did not really start on the GPU.
+        UserError: A file that cannot be opened.
     """
-    return start(path, "cpu" if cuda is None else f"cuda:{cuda}", threads)
+    return start(path, "cpu", 1)
 
 
 def start(path: str | Path, provider: str | None = None, threads: int | None = None) -> onnxruntime.InferenceSession:
@@ -67,16 +67,9 @@ class ProviderError(UserError):
 
 def _start(path: str | Path, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
     name, entries = _entries(provider, threads)
-    wanted, has = PROVIDERS[name], onnxruntime.get_available_providers()
-    if wanted not in has:
-        raise ProviderError(
-            f"provider={provider}: onnxruntime {onnxruntime.__version__} is here without {wanted} (it has "
-            f"{', '.join(has)}): pip install {_PACKAGES.get(name, 'onnxruntime')}, and uninstall its other builds."
-        )
-    if name in {"cuda", "tensorrt"}:
-        _check_gpu(f"provider={provider}", entries[0][1]["device_id"])
-        if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
-            onnxruntime.preload_dlls()  # CUDA's libraries from NVIDIA's wheels, if they are installed
+    wanted = check_provider(provider)
+    if name in {"cuda", "tensorrt"} and hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        onnxruntime.preload_dlls()  # CUDA's libraries from NVIDIA's wheels, if they are installed
     try:
         session = _session(path, entries, threads)
     except Exception as error:  # onnxruntime's exceptions have no common base below Exception
@@ -92,6 +85,28 @@ def _start(path: str | Path, provider: str, threads: int | None) -> onnxruntime.
             f"{session.get_providers()[0]}; its own lines above name what is missing."
         )
     return session
+
+
+def check_provider(provider: str) -> str:
+    """The name, to onnxruntime, of a provider that this machine seems to have; `start` proves it.
+
+    Raises:
+        UserError: The provider is unknown, onnxruntime is here without it, or there is no such GPU.
+    """
+    name, entries = _entries(provider, None)
+    wanted, has = PROVIDERS[name], onnxruntime.get_available_providers()
+    if wanted not in has:
+        raise ProviderError(
+            f"provider={provider}: onnxruntime {onnxruntime.__version__} is here without {wanted} (it has "
+            f"{', '.join(has)}): pip install {_PACKAGES.get(name, 'onnxruntime')}, and uninstall its other builds."
+        )
+    if name in {"cuda", "tensorrt"}:
+        count, index = gpu_count(), entries[0][1]["device_id"]
+        if not count:
+            raise ProviderError(f"provider={provider} needs a GPU of NVIDIA with its driver, and there is none.")
+        if index >= count:
+            raise ProviderError(f"provider={provider} does not exist: there are {count} GPUs, counted from 0.")
+    return wanted
 
 
 def _entries(provider: str, threads: int | None) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
@@ -133,25 +148,6 @@ def run(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray
     return session.run(None, {session.get_inputs()[0].name: images})[0]
 
 
-def cuda_index(device: Any) -> int | None:
-    """The GPU that `device` names (`cuda`, `cuda:1`, `0`), or None for the CPU.
-
-    Raises:
-        UserError: Neither; or a GPU is asked for that is not there, or that this onnxruntime cannot use.
-    """
-    name = "cpu" if device is None else str(device).strip().lower()
-    if name in {"", "cpu"}:
-        return None
-    match = re.fullmatch(r"(?:cuda:?)?(\d*)", name)
-    if match is None:
-        raise UserError(f"device={device} is not supported by the benchmark: give device=cpu or device=cuda.")
-    index = int(match.group(1) or 0)
-    if CUDA not in onnxruntime.get_available_providers():
-        raise UserError(f"device={device} needs a GPU build of onnxruntime: pip install onnxruntime-gpu.")
-    _check_gpu(f"device={device}", index)
-    return index
-
-
 def gpu_count() -> int:
     """NVIDIA GPUs that the driver shows to this process (`CUDA_VISIBLE_DEVICES` counts); 0 without a driver."""
     try:
@@ -161,14 +157,6 @@ def gpu_count() -> int:
     count = ctypes.c_int(0)
     failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     return 0 if failed else count.value
-
-
-def _check_gpu(said: str, index: int) -> None:
-    count = gpu_count()
-    if not count:
-        raise ProviderError(f"{said} needs a GPU of NVIDIA with its driver, and there is none: use the CPU.")
-    if index >= count:
-        raise ProviderError(f"{said} does not exist: there are {count} GPUs, counted from 0.")
 
 
 def first_line(error: BaseException) -> str:

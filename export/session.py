@@ -13,9 +13,9 @@ from gid_yolo.errors import UserError
 from gid_yolo.export.metadata import FileInfo, read_info
 from gid_yolo.export.postprocess import from_dense, from_final, scale_boxes
 from gid_yolo.export.preprocess import Fit, fit, letterbox, read_image, to_input
-from gid_yolo.export.providers import CPU, CUDA, cuda_index, first_line, open_session, run, start
+from gid_yolo.export.providers import first_line, open_session, run, start
 
-__all__ = ["CPU", "CUDA", "Detections", "OnnxDetector", "cuda_index", "open_session", "run"]
+__all__ = ["Detections", "OnnxDetector", "open_session", "run"]
 
 Image = str | Path | np.ndarray
 
@@ -57,8 +57,8 @@ class OnnxDetector:
             starts; what really runs is in the attribute `provider`.
         threads: Threads on the CPU; by default one a core.
         conf: Score over which a box is a detection. A file with NMS inside has besides the one it was exported with.
-        iou: Threshold of the NMS outside the file; by default what the kind of detector is evaluated with (RetinaNet
-            0.5, FCOS 0.6, Ultralytics' 0.7).
+        iou: Threshold of the NMS outside the file; by default what the file says it is evaluated with (RetinaNet 0.5,
+            FCOS 0.6), and Ultralytics' 0.7 where it does not.
         max_det: Detections of an image at most.
         imgsz: Side, or height and width, of the letterbox, for a file that leaves them open; by default the file's.
         batch: Images in a run, for a file that leaves that open; by default what it was exported with.
@@ -93,7 +93,7 @@ class OnnxDetector:
         self.provider: str = self.session.get_providers()[0]
         self.info: FileInfo = read_info(self.session, path)
         self.names = self.info.names
-        self.conf, self.iou, self.max_det = conf, self.info.iou if iou is None else iou, max_det
+        self.conf, self.iou, self.max_det = conf, self.info.limits["iou"] if iou is None else iou, max_det
         self.size = self._input_size(imgsz)
         self.batch = self._batch(batch)
         self._stride = self.info.stride if rect and not self.info.fixed_size else None

@@ -121,7 +121,7 @@ def test_files_agree_with_the_rows(report):
 def test_settings_say_how_it_was_measured(report):
     settings = json.loads((report.save_dir / "benchmark.json").read_text())["settings"]
     assert settings["arguments"]["imgsz"] == [128, 128]  # from the checkpoint
-    assert settings["provider"] == "CPUExecutionProvider"
+    assert settings["providers"] == ["CPUExecutionProvider"]
     assert settings["threads"] == 1
     assert settings["cpu"]
     assert settings["versions"]["onnxruntime"] == onnxruntime.__version__
@@ -195,7 +195,7 @@ def test_an_ap_that_differs_is_no_result(tmp_path, monkeypatch, data, checkpoint
     def columns(network, **_):
         return {"mAP": 30.0 if isinstance(network, nn.Module) else 29.8}
 
-    monkeypatch.setattr(parity, "ten_columns", columns)
+    monkeypatch.setattr(matrix, "ten_columns", columns)
     (row,) = benchmark(checkpoint, data=data, project=str(tmp_path), **QUICK).rows
     assert row.failed == "mAP differs from PyTorch's by -0.20 (limit 0.1)"
     assert row.ap_difference == pytest.approx(-0.2)
@@ -244,7 +244,7 @@ def test_bad_arguments_are_one_sentence(tmp_path, data, checkpoint, arguments, s
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_refused(data, checkpoint):
-    with pytest.raises(UserError, match="device=cuda needs a GPU"):
+    with pytest.raises(UserError, match="provider=cuda:0 needs a GPU"):
         benchmark(checkpoint, data=data, device="cuda")
 
 

@@ -66,7 +66,8 @@ def test_a_precision_that_loses_too_much_has_failed(tmp_path, monkeypatch, data,
     measure = matrix.ten_columns
 
     def worse(model, **arguments):
-        return {**measure(model, **arguments), "mAP": -3.0}
+        columns = measure(model, **arguments)
+        return columns | {"mAP": -3.0} if "int8" in str(getattr(model, "path", "")) else columns
 
     monkeypatch.setattr(matrix, "ten_columns", worse)
     report = benchmark(checkpoint, data=data, project=str(tmp_path), precision=["fp32", "int8"], **QUICK)
@@ -106,7 +107,7 @@ def test_memory_of_a_larger_input_is_larger(tmp_path):
     for side in (64, 512):
         path = tmp_path / f"{side}.onnx"
         torch.onnx.export(torch.nn.Sequential(*layers), torch.zeros(1, 3, side, side), path, dynamo=False)
-        peaks.append(peak_memory(path, "cpu", 1))
+        peaks.append(peak_memory(path, "cpu", 1, (1, 3, side, side)))
     # One feature map of 64 channels of float32 on 512 x 512 is 67 MB
     assert peaks[0] < 64 * 512 * 512 * 4 / 1e6 < peaks[1]
-    assert peak_memory(tmp_path / "none.onnx", "cpu", 1) is None
+    assert peak_memory(tmp_path / "none.onnx", "cpu", 1, (1, 3, 64, 64)) is None

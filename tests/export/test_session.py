@@ -14,10 +14,12 @@ from ultralytics import YOLO
 import gid_yolo.export.providers as providers
 import gid_yolo.export.session as session
 from gid_yolo.cfg import model_names
+from gid_yolo.detectors import model_config
 from gid_yolo.engine.config import thresholds
 from gid_yolo.errors import UserError
-from gid_yolo.export.metadata import _NMS_IOU, _ULTRALYTICS_IOU
-from gid_yolo.export.session import CUDA, OnnxDetector, open_session
+from gid_yolo.export.metadata import _LIMITS, _NMS_IOU
+from gid_yolo.export.providers import CUDA
+from gid_yolo.export.session import OnnxDetector
 
 SHAPES = [(96, 128), (81, 117), (300, 40), (31, 401), (5, 7), (640, 480), (1, 90)]  # odd, tall, wide, tiny, large
 FILES = {  # the three layouts, fixed and open sizes and batches
@@ -165,15 +167,20 @@ def test_nms_thresholds_are_those_of_the_checkpoints():
     heads = {"retina": "RetinaNet", "fcos": "FCOS"}
     for name in model_names():
         if head := heads.get(name.split("_")[0]):
-            from gid_yolo.detectors import model_config
-
             assert thresholds(model_config(name))["iou"] == _NMS_IOU[head], name
-    assert thresholds({"head": []})["iou"] == _ULTRALYTICS_IOU
+    assert thresholds({"head": []}) == _LIMITS
 
 
 def test_heads_are_named_so_in_the_files(files):
     stored = [OnnxDetector(files(kind), provider="cpu") for kind in ("retina", "fcos", "yolo")]
     assert [detector.iou for detector in stored] == [0.5, 0.6, 0.7]
+
+
+def test_a_file_says_the_limits_it_is_evaluated_with(files):
+    for kind in ("retina", "fcos", "yolo"):
+        name = FILES[kind][0]
+        config = {"head": []} if name.startswith("yolo") else model_config(name)
+        assert OnnxDetector(files(kind), provider="cpu").info.limits == thresholds(config)
 
 
 def test_half_precision_input(tmp_path):
@@ -193,7 +200,6 @@ def test_neither_torch_nor_ultralytics_is_imported(files, tmp_path):
         "def wrong(): return sorted({n.split('.')[0] for n in sys.modules} & {'torch', 'torchvision', 'ultralytics'})\n"
         "assert not wrong(), wrong()\n"
         "found = s.OnnxDetector(sys.argv[1], provider='cpu', conf=0.0)(numpy.zeros((50, 60, 3), numpy.uint8))\n"
-        "s.cuda_index('cpu')\n"
         "print(len(found[0]), wrong())\n"
     )
     done = subprocess.run(
@@ -314,7 +320,6 @@ def test_no_quiet_way_back_to_the_cpu(tmp_path, monkeypatch):
     one_sentence("provider=cuda:1 does not exist: there are 1 GPUs", lambda: OnnxDetector(path, provider="cuda:1"))
     one_sentence("could not start CUDAExecutionProvider", lambda: OnnxDetector(path, provider="cuda"))
     one_sentence("TensorrtExecutionProvider does not start", lambda: OnnxDetector(path, provider="tensorrt"))
-    one_sentence("could not start CUDAExecutionProvider", lambda: open_session(path, cuda=0))
     broken = tmp_path / "b.onnx"
     broken.write_bytes(b"nothing")
     one_sentence("is not an ONNX file", lambda: OnnxDetector(broken, provider="tensorrt"))

@@ -1,0 +1,228 @@
+"""The models of a benchmark: checkpoints that it exports itself, and ONNX files beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.torch_utils import get_flops
+
+from gid_yolo.engine.checkpoint import fingerprint, load_model, record_of
+from gid_yolo.engine.classes import fit_classes
+from gid_yolo.engine.config import thresholds
+from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.errors import UserError, some
+from gid_yolo.export.budget import distilled
+from gid_yolo.export.metadata import FileInfo
+from gid_yolo.export.providers import check_provider
+from gid_yolo.export.rows import Row
+from gid_yolo.export.session import OnnxDetector
+from gid_yolo.export.timing import Latency
+
+_INTEGER_NODES = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"}
+_TAKEN = {"model", "distilled", "plain", "teacher"}
+
+
+@dataclass
+class Contender:
+    """A model in one setting on its way through the benchmark; `Row` says what its measurements mean.
+
+    Attributes:
+        role: `model`, `baseline`, `teacher` or `other`.
+        label: What the table calls it.
+        path: The checkpoint, or the ONNX file that was given.
+        fingerprint: Of its weights, or of the file.
+        limits: `conf`, `iou` and `max_det` that it is evaluated with.
+        model: The checkpoint's network; None for an ONNX file.
+        info: What the ONNX file says of itself; None for a checkpoint.
+        provider: As for `providers.start`.
+        size: Height and width.
+        onnx: The file to measure.
+    """
+
+    role: str
+    label: str
+    path: Path
+    fingerprint: str
+    limits: dict[str, Any]
+    model: DetectionModel | None = None
+    info: FileInfo | None = None
+    precision: str = "fp32"
+    provider: str = "cpu"
+    batch: int = 1
+    size: Sequence[int] = ()
+    onnx: Path = field(default_factory=Path)
+    boxes: float | None = None
+    scores: float | None = None
+    ap: float | None = None
+    drop: float | None = None
+    columns: dict[str, float] | None = None
+    preprocess: float | None = None
+    postprocess: float | None = None
+    memory: float | None = None
+    latency: Latency | None = None
+    failed: str | None = None
+    compared: bool = True
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How it was trained, as its checkpoint says."""
+        return {} if self.model is None else record_of(self.model)
+
+    @property
+    def network(self) -> DetectionModel:
+        """The checkpoint's; an error for an ONNX file."""
+        if self.model is None:
+            raise ValueError(f"{self.path} is no checkpoint")
+        return self.model
+
+    @property
+    def stride(self) -> int:
+        """What height and width must be multiples of."""
+        return self.info.stride if self.info is not None else int(self.network.stride.max())
+
+    @property
+    def slug(self) -> str:
+        """Its name in the names of files."""
+        return self.role if self.role != "other" else "other_" + re.sub(r"[^\w.-]+", "-", self.label)
+
+    def places(self, sizes: Sequence[Sequence[int]], batches: Sequence[int]) -> list[tuple[list[int], int]]:
+        """The sizes and batches to measure it in: those asked for, or what a file of a fixed shape takes alone."""
+        if self.info is None:
+            return [(list(size), batch) for size, batch in itertools.product(sizes, batches)]
+        most = self.info.most
+        chosen = [batch for batch in batches if most is None or batch <= most] or [self.info.batch]
+        own_sizes = [self.info.size] if self.info.fixed_size else sizes
+        own_batches = [self.info.batch] if self.info.fixed_batch else chosen
+        return [(list(size), batch) for size, batch in itertools.product(own_sizes, own_batches)]
+
+    def row(self) -> Row:
+        """What was measured."""
+        fused = None if self.model is None else deepcopy(self.model).fuse(verbose=False)
+        ours = isinstance(self.model, GIDDetectionModel)
+        named = "" if self.model is None else Path(self.model.yaml.get("yaml_file") or "custom").stem
+        return Row(
+            role=self.role,
+            label=self.label,
+            name=named,
+            backbone="" if self.model is None else str(self.model.yaml["backbone"]) if ours else "its own",
+            precision=self.precision,
+            provider=check_provider(self.provider),
+            batch=self.batch,
+            height=self.size[0],
+            width=self.size[1],
+            parameters=None if fused is None else sum(p.numel() for p in fused.parameters()) / 1e6,
+            gflops=None if fused is None else float(get_flops(fused, list(self.size))) or None,  # 0: could not count
+            file_size=self.onnx.stat().st_size / 1e6,
+            **({} if self.latency is None else asdict(self.latency)),
+            preprocess=self.preprocess,
+            postprocess=self.postprocess,
+            memory=self.memory,
+            columns=self.columns,
+            box_difference=self.boxes,
+            score_difference=self.scores,
+            ap_difference=self.ap,
+            ap_drop=self.drop,
+            failed=self.failed,
+            compared=self.compared,
+        )
+
+
+def load_checkpoint(role: str, path: str | Path, label: str | None = None) -> Contender:
+    """A checkpoint for one of the benchmark's arguments.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    network = load_model(path, "others" if role == "other" else role)[0]
+    labels = {"model": "distilled" if distilled(record_of(network)) else "model", "baseline": "plain"}
+    label = label or labels.get(role, role)
+    return Contender(role, label, Path(path), fingerprint(network), thresholds(network.yaml), model=network)
+
+
+def load_others(paths: Sequence[str | Path]) -> list[Contender]:
+    """Checkpoints and ONNX files to measure beside the three, each under a name of its own.
+
+    Raises:
+        UserError: One that cannot be read, is neither, or is given twice.
+    """
+    found = []
+    for path, label in zip(map(Path, paths), _labels([Path(path) for path in paths]), strict=True):
+        if path.suffix.lower() != ".onnx":
+            found.append(load_checkpoint("other", path, label))
+            continue
+        info = OnnxDetector(path, provider="cpu", threads=1).info
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        found.append(
+            Contender(
+                role="other",
+                label=label,
+                path=path,
+                fingerprint=digest,
+                limits=dict(info.limits),
+                info=info,
+                precision=stored_precision(path),
+                compared=False,
+            )
+        )
+    return found
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """A file's name, or its run's for `run/weights/best.pt`, with as many folders before it as tell it from others."""
+    places = [path.resolve() for path in paths]
+    if twice := [str(path) for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+        raise UserError(f"others= has {twice[0]} more than once.")
+    parts = []
+    for place in places:
+        run = place.stem in {"best", "last"} and place.parent.name == "weights"
+        parts.append(place.parent.parent.parts if run else (*place.parent.parts, place.stem))
+    for i in [i for i, part in enumerate(parts) if parts.count(part) > 1]:  # best.pt and best.onnx of one run
+        name, file = parts[i][-1], places[i].name
+        parts[i] = (*parts[i][:-1], file if file.startswith(name) else f"{name} {file}")
+    longest = max(map(len, parts), default=0)
+    for depth in range(1, longest + 1):
+        labels = ["/".join(part[-depth:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            break
+    return [f"other {label}" if label in _TAKEN else label for label in labels] if parts else []
+
+
+def stored_precision(path: Path) -> str:
+    """`int8` for a file with quantised layers, `fp16` for one whose weights are mostly so, else `fp32`."""
+    graph = onnx.load(path, load_external_data=False).graph
+    if any(node.op_type in _INTEGER_NODES for node in graph.node):
+        return "int8"
+    half = total = 0
+    for weight in graph.initializer:
+        count = 1
+        for side in weight.dims:
+            count *= side
+        total += count
+        half += count * (weight.data_type == onnx.TensorProto.FLOAT16)
+    return "fp16" if 2 * half > total else "fp32"
+
+
+def fit_to(contender: Contender, names: Mapping[int, str], data: Any) -> None:
+    """Give a checkpoint the data's classes in their order; of a file, see that it has them.
+
+    Raises:
+        UserError: Other classes.
+    """
+    argument = "others" if contender.role == "other" else contender.role
+    if contender.model is not None:
+        contender.model = fit_classes(contender.model, names, f"{argument}={contender.path}", data)
+    elif contender.info is not None and list(contender.info.names.values()) != list(names.values()):
+        raise UserError(
+            f"{argument}={contender.path} knows {len(contender.info.names)} classes "
+            f"({some(contender.info.names.values())}), but data={data} has {len(names)} ({some(names.values())}): "
+            "an ONNX file must have the data's classes, in their order."
+        )
