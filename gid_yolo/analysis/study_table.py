@@ -11,7 +11,8 @@ from typing import Any
 
 from gid_yolo.analysis.statistics import CONFIDENCE, Gain, Spread, paired_gain, seeds_needed, spread
 from gid_yolo.analysis.study_plan import Row, Run, Study
-from gid_yolo.export.report import align, replace_file, signed
+from gid_yolo.export.report import align, replace_file
+from gid_yolo.export.rows import signed
 
 Results = Callable[[Run], dict[str, float] | None]
 
