@@ -8,26 +8,21 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK, YAML
 
+from gid_yolo.engine.resumable_trainer import ResumableTrainer
 from gid_yolo.engine.schedule import Schedule, check_schedule, check_warmup, schedule_of
 from gid_yolo.errors import UserError
 
 
-class ScheduledTrainer(DetectionTrainer):
+class ScheduledTrainer(ResumableTrainer):
     """Adds `iterations=`, `lr_steps=`, `lr_gamma=` and `warmup_iterations=` to Ultralytics' trainer.
 
     With `iterations=` the run ends after exactly so many batches: `epochs` becomes their number of epochs, and the last
     one, which may be partial, is validated and saved like every other. With `lr_steps=` the learning rate of every
     parameter group in iteration i is its initial one x gamma^(milestones up to i), also in the middle of an epoch.
-
-    Attributes:
-        iteration: Iterations before the present one, of this run and of those it resumes.
     """
 
-    iteration: int = 0
-    accumulate: int
     _cut: bool = False  # the loop was stopped because the iterations ended within an epoch
 
     def _own(self, key: str) -> Any:
@@ -120,8 +115,7 @@ class ScheduledTrainer(DetectionTrainer):
         self.add_callback("on_train_batch_end", self._end_batch)
 
     def _begin_epoch(self, _: Any) -> None:
-        """Find out which iteration an epoch begins with; it may be one that is tried again after a NaN."""
-        self.iteration = self.epoch * len(self.train_loader)
+        """Clear what ended an epoch that is tried again after a NaN."""
         if self._cut:
             self.stop = self._cut = False
 
@@ -134,6 +128,5 @@ class ScheduledTrainer(DetectionTrainer):
 
     def _end_batch(self, _: Any) -> None:
         """Leave the last epoch where the iterations end inside it."""
-        self.iteration += 1
         if self.iteration == self._own("iterations") and self.iteration % len(self.train_loader):
             self.stop = self._cut = True

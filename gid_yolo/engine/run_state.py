@@ -1,0 +1,126 @@
+"""What a run needs to go on as if it had never stopped, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
+
+KEY = "run_state"  # in a checkpoint, beside Ultralytics' entries, which are rounded to half precision
+
+
+def capture(model: nn.Module, ema: Any, optimizer: Any, *, last_step: int, iteration: int, ended: bool) -> dict:
+    """The state of a run after an epoch, in full precision.
+
+    Args:
+        model: What is trained; its EMA is Ultralytics' `ModelEMA`.
+        ema: Its average.
+        optimizer: Of the run.
+        last_step: Iteration of the last step of the optimiser, from 0; -1 before the first.
+        iteration: Iterations done.
+        ended: Nothing is left but the final evaluation.
+
+    Returns:
+        Tensors and plain values: `model`, `ema`, `optimizer`, `gradients` that wait for a step, `last_step`, `ended`.
+    """
+    network = unwrap_model(model)
+    waiting = last_step < iteration - 1
+    gradients = {name: p.grad for name, p in network.named_parameters() if waiting and p.grad is not None}
+    return {
+        "model": network.state_dict(),
+        "ema": ema.ema.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "gradients": {name: grad.clone() for name, grad in gradients.items()},
+        "last_step": last_step,
+        "ended": ended,
+    }
+
+
+def restore(state: dict[str, Any], model: nn.Module, ema: Any, optimizer: Any) -> None:
+    """Put back what `capture` took, but the gradients, into a run that has been set up."""
+    network = unwrap_model(model)
+    network.load_state_dict(state["model"])
+    ema.ema.load_state_dict(state["ema"])
+    own = {name: [g.get(name) for g in optimizer.param_groups] for name in ("fused", "foreach", "capturable")}
+    optimizer.load_state_dict(state["optimizer"])
+    for name, values in own.items():  # the device here chooses the kernel, not the checkpoint
+        for group, value in zip(optimizer.param_groups, values, strict=True):
+            if name in group:
+                group[name] = value
+
+
+def restore_gradients(gradients: dict[str, Tensor], model: nn.Module) -> None:
+    """Put back gradients that wait for a step of the optimiser."""
+    for name, parameter in unwrap_model(model).named_parameters():
+        if name in gradients:
+            parameter.grad = gradients[name].to(parameter)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A place to write a file's new contents; it takes the name `path` once they are on the disk, else nothing changes.
+
+    A process that is killed at any moment leaves the old file or the new one under that name.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+        if hasattr(os, "O_DIRECTORY"):  # the new name too
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save(contents: dict[str, Any], path: Path) -> None:
+    """`torch.save`, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written; `torch.save` into a file would not say why.
+    """
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    with replaced(path) as part:
+        part.write_bytes(buffer.getbuffer())
+
+
+def strip(path: Path, updates: dict[str, Any]) -> None:
+    """Ultralytics' `strip_optimizer` of a checkpoint that this run wrote, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with replaced(path) as part:
+        contents = torch.load(path, "cpu", weights_only=False)
+        contents.pop(KEY, None)
+        try:
+            torch.save(contents, part)
+            strip_optimizer(part, updates=updates)
+        except RuntimeError as error:  # torch.save does not say why
+            raise OSError(f"{path.name} could not be written anew: {' '.join(str(error).split())[:100]}") from error
+
+
+def forget_epochs(path: Path, first: int) -> None:
+    """Take the rows of epochs from `first` on (from 0) out of `results.csv`: they are about to be written again."""
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    kept = rows[:1] + [row for row in rows[1:] if row and row[0].strip().isdigit() and int(row[0]) <= first]
+    if len(kept) < len(rows):
+        with replaced(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(kept)

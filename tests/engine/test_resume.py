@@ -1,0 +1,179 @@
+"""A run that is killed, or cannot write, loses nothing but the epoch it was in."""
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engine_helpers import FAST, Interrupted, train_one_epoch, write_data
+
+import gid_yolo.engine.run_state as run_state
+from gid_yolo.engine.checkpoint import load_any, load_model
+from gid_yolo.engine.run_state import KEY, forget_epochs, replaced
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.errors import UserError
+
+KILLS = 10
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """What `results.csv` says, but for the clock."""
+    with path.open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "time"} for row in csv.DictReader(file)]
+
+
+def equal_runs(one: Path, other: Path) -> None:
+    """Weights, results and counts of instances of two finished runs, to the last bit."""
+    for name in ("best.pt", "last.pt"):
+        states = [load_model(folder / "weights" / name)[0].state_dict() for folder in (one, other)]
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), name
+    assert rows(one / "results.csv") == rows(other / "results.csv")
+    assert (one / "gi_types.csv").read_bytes() == (other / "gi_types.csv").read_bytes()
+    metrics = [json.loads((folder / "coco_metrics.json").read_text()) for folder in (one, other)]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, data, teacher):
+    """24 images in 6 batches, a step of the optimiser every 4: it spans the ends of epochs."""
+    folder = tmp_path_factory.mktemp("larger")
+    larger = write_data(folder / "data", train=24)
+    own = {"model": "retina_nano", "teacher": str(teacher), "data": str(larger), "epochs": 12, "nbs": 16, "workers": 2}
+    return {**FAST, **own, "save_period": 5, "degrees": 5.0, "translate": 0.1}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, settings):
+    """The run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    GIDTrainer(overrides={**settings, "save_dir": str(folder)}).train()
+    return folder
+
+
+def test_a_run_killed_ten_times_ends_as_if_it_had_not_been(settings, whole, tmp_path):
+    overrides = tmp_path / "overrides.json"
+    overrides.write_text(json.dumps({**settings, "save_dir": str(tmp_path / "run")}))
+    script = Path(__file__).with_name("kill_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(overrides), str(KILLS)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert len(report["saved"]) == KILLS
+    assert len(set(report["saved"])) > 2  # they were spread over the run
+    assert report["status"] == 0
+    assert report["files"] == ["best.pt", "epoch0.pt", "epoch10.pt", "epoch5.pt", "last.pt"]  # and nothing half
+    equal_runs(whole, tmp_path / "run")
+
+
+def resume(path, **overrides):
+    trainer = GIDTrainer(overrides={"model": str(path), "resume": str(path), **overrides})
+    trainer.train()
+    return trainer
+
+
+def test_the_number_of_workers_changes_nothing(settings, whole, tmp_path):
+    for workers in (0, 1):
+        folder = tmp_path / str(workers)
+        trainer = GIDTrainer(overrides={**settings, "workers": workers, "epochs": 2, "save_dir": str(folder)})
+        trainer.train()
+    first, second = (rows(tmp_path / name / "results.csv") for name in ("0", "1"))
+    assert first == second
+    # Of the longer run the first iterations see the same numbers, but warm up for longer: compare what does not depend
+    assert [row["epoch"] for row in first] == ["1", "2"]
+    assert len(rows(whole / "results.csv")) == 12
+
+
+def test_a_run_killed_in_its_final_evaluation_is_finished_by_it_alone(settings, whole, tmp_path):
+    trainer = GIDTrainer(overrides={**settings, "save_dir": str(tmp_path / "run")})
+
+    def stop() -> None:
+        raise Interrupted
+
+    trainer.final_eval = stop
+    with pytest.raises(Interrupted):
+        trainer.train()
+    assert torch.load(trainer.last, weights_only=False)[KEY]["ended"]
+    again = GIDTrainer(overrides={"model": str(trainer.last), "resume": str(trainer.last)})
+    again.add_callback("on_train_epoch_start", lambda _: pytest.fail("an epoch was trained"))
+    again.train()
+    equal_runs(whole, tmp_path / "run")
+    with pytest.raises(UserError, match="is a finished run, there is nothing to resume"):
+        resume(trainer.last)
+
+
+def test_a_checkpoint_without_the_exact_state_goes_on_with_a_warning(settings, tmp_path, monkeypatch):
+    log = []
+    monkeypatch.setattr("gid_yolo.engine.resumable_trainer.LOGGER.warning", log.append)
+    trainer = GIDTrainer(overrides={**settings, "epochs": 2, "save_dir": str(tmp_path / "run")})
+    train_one_epoch(trainer)
+    ckpt = torch.load(trainer.last, weights_only=False)
+    del ckpt[KEY]
+    torch.save(ckpt, trainer.last)
+    resume(trainer.last)
+    assert any("but not exactly" in text for text in log)
+    assert [row["epoch"] for row in rows(tmp_path / "run" / "results.csv")] == ["1", "2"]
+
+
+def test_finished_files_hold_no_state(whole):
+    for path in (whole / "weights").glob("[bl]*.pt"):
+        ckpt = torch.load(path, weights_only=False)
+        assert KEY not in ckpt
+        assert ckpt["optimizer"] is None
+        assert len(ckpt["train_results"]["epoch"]) == 12
+    assert KEY in torch.load(whole / "weights" / "epoch5.pt", weights_only=False)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(settings, tmp_path, monkeypatch):
+    trainer = GIDTrainer(overrides={**settings, "save_dir": str(tmp_path / "run")})
+    train_one_epoch(trainer)
+    before = trainer.last.read_bytes()
+
+    def full(_) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_state.os, "fsync", full)
+        with pytest.raises(
+            UserError, match=r"epoch 2 could not be saved in .* \(No space left on device\): .*last.pt is"
+        ):
+            resume(trainer.last)
+    assert trainer.last.read_bytes() == before
+    assert load_any(trainer.last)[1]["epoch"] == 0
+    assert not list(trainer.wdir.glob(".last*"))
+    resume(trainer.last)
+    assert [row["epoch"] for row in rows(tmp_path / "run" / "results.csv")] == [str(i) for i in range(1, 13)]
+
+
+def write_half(path: Path) -> None:
+    with replaced(path) as part:
+        part.write_text("tw")
+        raise Interrupted
+
+
+def test_replaced_is_all_or_nothing(tmp_path):
+    path = tmp_path / "a"
+    with replaced(path) as part:
+        part.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(Interrupted):
+        write_half(path)
+    assert path.read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_rows_of_an_interrupted_epoch_are_forgotten(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("epoch,x\n1,0.5\n2,0.25\n3,")  # the last was being written
+    forget_epochs(path, 2)  # epochs 0 and 1 are saved
+    assert path.read_text() == "epoch,x\n1,0.5\n2,0.25\n"
+    forget_epochs(path, 1)
+    assert path.read_text() == "epoch,x\n1,0.5\n"
+    forget_epochs(tmp_path / "none.csv", 1)
