@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from gid_yolo._version import __version__
 from gid_yolo.cfg import CFG_DIR, model_names, recipe_names, study_names
 from gid_yolo.errors import UserError
 
+# The disk is full, or one may not write there. Other errors of the system keep their traceback
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 MODES = ("train", "val", "predict", "export", "benchmark", "visualize", "study")
 
 HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
@@ -119,6 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(mode, {**_named_study(mode, rest), **parse(rest)})
     except UserError as error:
         print(f"gid {mode}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _FULL | _CLOSED:
+            raise
+        advice = "make room" if error.errno in _FULL else "give another place"
+        print(f"gid {mode}: {error.filename or 'a file'} cannot be used ({error.strerror}): {advice}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

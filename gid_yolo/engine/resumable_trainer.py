@@ -143,10 +143,13 @@ class ResumableTrainer(DetectionTrainer):
         Raises:
             UserError: A file cannot be written.
         """
+        folder = self.wdir / _FOLDER
         try:
-            self._save(self.wdir / _FOLDER)
+            self._save(folder)
         except OSError as error:
             raise UserError(self._unwritten(f"epoch {self.epoch + 1}", error)) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         return True
 
     def _save(self, folder: Path) -> None:
@@ -172,14 +175,12 @@ class ResumableTrainer(DetectionTrainer):
                     path.replace(part)
             else:
                 save(contents, self.wdir / path.name)
-        shutil.rmtree(folder)
 
     def _unwritten(self, what: str, error: OSError) -> str:
-        kept = f"{self.last} is whole, of the epoch before" if self.last.exists() else "there is no checkpoint yet"
-        return (
-            f"{what} could not be saved in {self.wdir} ({error.strerror or error}): {kept}; make room, and go on with "
-            f"gid-train resume=True model={self.last}."
-        )
+        advice = "there is no checkpoint yet; make room, and start again"
+        if self.last.exists():
+            advice = f"{self.last} is whole, as before; make room, and go on: gid-train resume=True model={self.last}"
+        return f"{what} could not be saved in {self.wdir} ({error.strerror or error}): {advice}."
 
     def final_eval(self) -> None:
         """Ultralytics' final evaluation of `best.pt`; after it, not before, files lose what only a resumption needs.

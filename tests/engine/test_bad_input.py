@@ -248,3 +248,11 @@ def test_predict_skips_and_counts_images_that_cannot_be_read(capsys, tmp_path, t
     found = model.predict(str(folder), imgsz=64, verbose=False)
     assert len(found) == 3  # 4 written, 1 unreadable
     assert model.predictor.unreadable == [str(folder / "1.png")]
+
+
+def test_a_place_that_cannot_be_written(capsys, tmp_path, data):
+    (tmp_path / "file").write_text("")
+    words = ("train", "model=retina_nano", f"data={data}", *FAST)
+    assert "file/train/weights cannot be used (Not a directory)" in sentence(
+        capsys, *words, f"project={tmp_path / 'file'}"
+    )
