@@ -17,6 +17,7 @@ from gid_yolo.ops.boxes import decode_deltas, encode_deltas
 from gid_yolo.ops.decode import clip_boxes
 from gid_yolo.ops.losses import box_regression_loss
 from gid_yolo.ops.nms import best_first, grouped_nms
+from gid_yolo.ops.processes import shared_count
 from gid_yolo.ops.sample import SampleRule, balanced_sample
 from gid_yolo.ops.structures import Targets
 
@@ -169,7 +170,7 @@ def box_head_losses(
         batch and divided by the number of samples.
     """
     num_classes = deltas.shape[2]
-    count = samples.valid.sum().clamp(min=1)
+    count = shared_count(samples.valid.sum())
     entropy = F.cross_entropy(logits.float().transpose(1, 2), samples.labels, reduction="none")  # (B, N)
 
     positive = samples.labels < num_classes

@@ -18,6 +18,7 @@ from gid_yolo.ops.anchors import cell_anchors, grid_anchors
 from gid_yolo.ops.decode import dense_detections
 from gid_yolo.ops.losses import giou_loss, soft_bce
 from gid_yolo.ops.points import centerness_target, decode_log_ltrb, decode_ltrb, match_points, points_inside
+from gid_yolo.ops.processes import shared_count
 from gid_yolo.ops.structures import RawPredictions, Targets
 
 
@@ -192,7 +193,7 @@ class FCOS(Detector):
             raw.priors, targets.boxes, targets.valid, radius=self.center_radius, level_ranges=self.level_ranges
         )  # (B, R)
         positive = matched >= 0
-        count = positive.sum().clamp(min=1)
+        count = shared_count(positive.sum())
         labels, boxes = targets.gather(matched)  # (B, R), (B, R, 4)
 
         logits = raw.logits.float()

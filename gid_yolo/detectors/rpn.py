@@ -14,6 +14,7 @@ from gid_yolo.ops.boxes import encode_deltas
 from gid_yolo.ops.decode import clip_boxes
 from gid_yolo.ops.losses import box_regression_loss
 from gid_yolo.ops.nms import best_first, grouped_nms
+from gid_yolo.ops.processes import shared_count
 from gid_yolo.ops.sample import SampleRule, balanced_sample
 from gid_yolo.ops.structures import RawPredictions, Targets
 
@@ -122,7 +123,7 @@ def rpn_losses(
     index, valid = balanced_sample(matched >= 0, matched == BACKGROUND, keys, rule)  # (B, N)
     matched = matched.gather(1, index)
     positive = valid & (matched >= 0)
-    count = valid.sum().clamp(min=1)
+    count = shared_count(valid.sum())
 
     logits = raw.logits[..., 0].gather(1, index).float()
     entropy = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")  # (B, N)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
 
+from gid_yolo.engine.parallel_trainer import ParallelTrainer
 from gid_yolo.engine.run_state import KEY, capture, forget_epochs, replaced, restore, restore_gradients, save, strip
 from gid_yolo.engine.seeding import mixed_seed, seed_all, seed_loader, start_epoch
 from gid_yolo.errors import UserError
@@ -22,7 +22,7 @@ class _NothingLeft(Exception):
     """The run had ended but for its final evaluation."""
 
 
-class ResumableTrainer(DetectionTrainer):
+class ResumableTrainer(ParallelTrainer):
     """Adds to Ultralytics' trainer what exact resumption needs.
 
     - Every epoch begins with seeds of its own, and every image is augmented from one of its own (`seeding`).
@@ -37,9 +37,6 @@ class ResumableTrainer(DetectionTrainer):
         iteration: Iterations before the present one, of this run and of those it resumes.
     """
 
-    wdir: Path
-    last: Path
-    best: Path
     iteration: int = 0
     _last_step: int = -1  # iteration of the optimiser's last step
     _behind: int = 0  # how far Ultralytics' own count of steps, which begins anew, lies before the run's

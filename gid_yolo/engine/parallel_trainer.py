@@ -1,0 +1,95 @@
+"""Ultralytics' trainer in several processes, which its own launcher starts or `torchrun`, on one machine or on many."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch import distributed as dist
+from torch import nn
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import LOCAL_RANK, RANK
+
+from gid_yolo.errors import UserError
+
+_TIMEOUT = timedelta(hours=3)  # Ultralytics'
+
+
+class ParallelTrainer(DetectionTrainer):
+    """Adds to Ultralytics' trainer processes that `torchrun` starts, several machines, and the CPU.
+
+    Every process trains on `batch` / processes images; the gradients are those of the whole batch.
+    """
+
+    save_dir: Path
+    wdir: Path
+    csv: Path
+    last: Path
+    best: Path
+
+    def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
+        super().__init__(cfg, overrides, _callbacks)
+        if LOCAL_RANK == -1:
+            return
+        # Ultralytics counts the devices of this machine
+        self.world_size = int(os.environ["WORLD_SIZE"])
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        if self.batch_size < 1 or self.batch_size % self.world_size:
+            raise UserError(f"batch={self.batch_size} must be a multiple of the {self.world_size} processes.")
+        if self.device.type == "cuda":
+            devices = str(self.args.device or "").split(",")
+            if len(devices) < local:  # none is named, or the one that Ultralytics chose
+                devices = [str(i) for i in range(local)]
+            self.args.device = ",".join(devices)
+
+    def train(self) -> None:
+        """Ultralytics' training.
+
+        Raises:
+            UserError: One of the processes that its launcher started failed.
+        """
+        try:
+            super().train()
+        except subprocess.CalledProcessError as error:
+            left = f"{self.last} is whole: go on with gid-train resume=True model={self.last}"
+            raise UserError(
+                f"a process of the training ended with status {error.returncode}, and so all did; what it said stands "
+                f"above. {left if self.last.exists() else 'No epoch was saved yet'}."
+            ) from error
+
+    def _setup_ddp(self) -> None:
+        if self.device.type == "cpu":
+            dist.init_process_group("gloo", timeout=_TIMEOUT, rank=RANK, world_size=self.world_size)
+        else:
+            super()._setup_ddp()
+        place = [str(self.save_dir)]  # each process chose a folder that did not exist; the first one's is made
+        dist.broadcast_object_list(place, 0)
+        self.save_dir = Path(place[0])
+        self.args.save_dir, self.args.name = str(self.save_dir), self.save_dir.name
+        self.wdir, self.csv = self.save_dir / "weights", self.save_dir / "results.csv"
+        self.last, self.best = self.wdir / self.last.name, self.wdir / self.best.name
+
+    def _setup_train(self) -> None:
+        with _parallel_on_cpu() if self.device.type == "cpu" else nullcontext():
+            super()._setup_train()
+
+
+class _OnCPU(nn.parallel.DistributedDataParallel):
+    def __init__(self, module: nn.Module, device_ids: Any = None, **kwargs: Any) -> None:
+        super().__init__(module, **kwargs)
+
+
+@contextmanager
+def _parallel_on_cpu() -> Iterator[None]:
+    """Ultralytics names a device to PyTorch's wrapper, which takes none for the CPU."""
+    wrapper = nn.parallel.DistributedDataParallel
+    nn.parallel.DistributedDataParallel = _OnCPU  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        nn.parallel.DistributedDataParallel = wrapper  # type: ignore[misc]

@@ -1,0 +1,113 @@
+"""Two processes on the CPU train what one trains."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engine_helpers import FAST, write_data
+
+from gid_yolo.engine.checkpoint import load_any, load_model
+from gid_yolo.engine.run_state import KEY
+from gid_yolo.ops.processes import shared_count
+
+SCRIPT = Path(__file__).with_name("one_process.py")
+STEPS = 20
+
+
+def train(folder: Path, processes: int, overrides: dict, *words: str) -> subprocess.CompletedProcess:
+    """Train by as many processes; with one, without a launcher."""
+    folder.mkdir()
+    path = folder / "overrides.json"
+    path.write_text(json.dumps({"project": str(folder), **overrides}))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(path), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """16 images in 4 batches of 4, with a different number of objects each; 20 steps, one a batch."""
+    data = write_data(tmp_path_factory.mktemp("sixteen"), train=16)
+    for i in range(0, 16, 3):
+        label = data.parent / "labels" / "train" / f"{i}.txt"
+        label.write_text(label.read_text() + "0 0.5 0.5 0.4 0.3\n" * (i % 2 + 1))
+    own = {"data": str(data), "epochs": STEPS // 4, "nbs": 4, "save_period": 1, "device": "cpu", "freeze_bn": True}
+    return {**FAST, **own, "lr0": 1e-3, "optimizer": "SGD", "val": False}
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights in full precision after the last epoch."""
+    (path,) = folder.rglob(f"epoch{STEPS // 4 - 1}.pt")
+    return torch.load(path, weights_only=False)[KEY]["model"]
+
+
+@pytest.mark.parametrize("model", ["retina_nano", "fcos_nano"])
+def test_two_processes_train_what_one_trains(tmp_path, settings, teachers, model):
+    overrides = {**settings, "model": model, "teacher": str(teachers(model))}
+    for processes in (1, 2):
+        done = train(tmp_path / str(processes), processes, overrides)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (run,) = (tmp_path / str(processes)).rglob("weights")
+        assert load_model(run / "best.pt")[0].names == {0: "a", 1: "b"}
+    one, two = state(tmp_path / "1"), state(tmp_path / "2")
+    assert one.keys() == two.keys()
+    start = load_model(teachers(model))[0].state_dict()
+    assert not torch.equal(one["student_model.model.0.head.cls_logits.bias"], start["model.0.head.cls_logits.bias"])
+    worst = max(float((one[key].float() - two[key].float()).abs().max()) for key in one)
+    assert worst <= 1e-5, worst
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory, settings):
+    """A teacher of each kind, trained for one epoch."""
+    made: dict[str, Path] = {}
+
+    def teacher(model: str) -> Path:
+        if model not in made:
+            folder = tmp_path_factory.mktemp("teachers") / model
+            done = train(folder, 1, {**settings, "model": model, "epochs": 1, "save_dir": str(folder / "run")})
+            assert done.returncode == 0, done.stderr[-3000:]
+            made[model] = folder / "run" / "weights" / "best.pt"
+        return made[model]
+
+    return teacher
+
+
+@pytest.mark.parametrize("model", ["frcnn_nano", "yolo11n.yaml"])
+def test_every_kind_trains_in_two_processes(tmp_path, settings, teachers, model):
+    """Their losses hold random samples or batch norms of their own process: equal to one process they cannot be."""
+    kept = {key: value for key, value in settings.items() if key != "freeze_bn"}
+    teacher = teachers("retina_nano") if model.startswith("yolo") else None
+    more = {"gid_response": 0} if model.startswith("yolo") else {}
+    done = train(
+        tmp_path / "run", 2, {**kept, **more, "model": model, "teacher": teacher and str(teacher), "epochs": 1}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (best,) = (tmp_path / "run").rglob("best.pt")
+    assert load_model(best)[0].names == {0: "a", 1: "b"}
+
+
+def test_a_process_that_dies_leaves_a_checkpoint(tmp_path, settings):
+    done = train(tmp_path / "run", 2, {**settings, "model": "retina_nano"}, "die")
+    assert done.returncode != 0
+    assert "one_process.py FAILED" in done.stderr
+    (last,) = (tmp_path / "run").rglob("last.pt")
+    assert load_any(last)[1]["epoch"] == 0
+    again = train(tmp_path / "again", 2, {"model": str(last), "resume": str(last)})
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert load_any(last)[1]["optimizer"] is None  # finished
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, settings):
+    done = train(tmp_path / "run", 2, {**settings, "model": "retina_nano", "batch": 3})
+    assert done.returncode != 0
+    assert "batch=3 must be a multiple of the 2 processes" in done.stderr
+
+
+def test_a_count_of_one_process():
+    with torch.enable_grad():
+        assert shared_count(torch.tensor(0)) == 1
+        assert shared_count(torch.tensor(7)) == 7
