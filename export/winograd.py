@@ -1,6 +1,6 @@
 """3x3 convolutions of an FP32 ONNX file by Winograd's algorithm: fewer multiplications, and on a CPU less time.
 
-onnxruntime's own convolutions multiply as fast as a CPU can, so that only fewer multiplications are faster. F(4x4, 3x3)
+onnxruntime's own convolutions run near the peak of a CPU, so that only fewer multiplications are faster. F(4x4, 3x3)
 (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2015) makes 4x4 values of a map out of a tile of 6x6
 by 36 products of channels in place of 144: Y = A^T [(G g G^T) * (B^T d B)] A, with g the filter and d the tile.
 """
