@@ -1,25 +1,33 @@
-"""Our ONNX file against torchvision's own export of the same weights: latency in turns, and whether they agree.
+"""Our ONNX files against torchvision's own export of the same weights: latency in turns, and whether they agree.
 
-Both hold everything from an image in [0, 1] to final detections: normalisation, network, decoding and NMS. The weights
+All hold everything from an image in [0, 1] to final detections: normalisation, network, decoding and NMS. The weights
 are random, scaled so that there are detections; the images are noise of the network's size, so that torchvision's
-resizing has nothing to do. Prints a Markdown table:
+resizing has nothing to do. INT8's ranges are of such an image: its accuracy is measured elsewhere, on trained weights.
+Prints a Markdown table:
 
     python benchmarks/onnx_torchvision.py [--models retinanet fcos fasterrcnn] [--size 640] [--rounds 5] [--runs 3]
+
+With `--profile`, onnxruntime's own profile in its place: milliseconds by kind of operator, and how much faster our
+plain file and torchvision's would be if all but their convolutions were free.
 """
 
 import argparse
+import json
 import tempfile
 import warnings
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 import torchvision
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_cpu_info
 
 from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.export.quantize import quantize_int8
 from gid_yolo.export.session import open_session
 from gid_yolo.export.timing import interleave
 from gid_yolo.export.to_onnx import export
@@ -31,6 +39,14 @@ BUILDERS = {
 }
 CONF = {"retinanet": 0.05, "fcos": 0.2, "fasterrcnn": 0.05}  # torchvision's
 MAX_DET = 100
+KINDS = {  # of operators, by a part of their names; the first that fits
+    "convolutions": ("Conv",),
+    "matrix products": ("Gemm", "MatMul"),
+    "RoIAlign": ("RoiAlign",),
+    "NMS, selection": ("NonMaxSuppression", "TopK", "NonZero", "Gather", "Scatter", "Slice", "Split", "Where"),
+    "layout": ("Reorder", "Transpose", "Concat", "Reshape", "Expand"),
+    "rest": ("",),
+}
 SHARE = 5e-4  # of the scores of a dense head over the threshold: 3,500 of RetinaNet's 7 million at 640 px
 
 
@@ -63,33 +79,48 @@ def fit_scores(model: torch.nn.Module, conf: float, size: int) -> None:
     layer.weight *= (torch.logit(torch.tensor(conf)) - prior) / high
 
 
-def compare(name: str, size: int, rounds: int, runs: int, folder: Path) -> list[str]:
-    model = theirs(name, size)
-    images = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
-    torch.save(model.state_dict(), folder / f"{name}.pth")
-    ours = load_model(folder / f"{name}.pth")[0]
+def write(name: str, images: np.ndarray, folder: Path) -> dict[str, Path]:
+    """The files by what the table calls them, torchvision's the last."""
+    model = theirs(name, images.shape[-1])
+    weights = folder / f"{name}.pth"
+    torch.save(model.state_dict(), weights)
+    ours = load_model(weights)[0]
     nms = True if name != "fasterrcnn" else None  # whose file always has it
-    our_file = export(
-        ours,
-        {"imgsz": size, "batch": 1, "nms": nms, "conf": CONF[name], "max_det": MAX_DET},
-        folder / f"{name}_ours.onnx",
-    )
-    their_file = folder / f"{name}_theirs.onnx"
+    arguments = {"imgsz": images.shape[-1], "batch": 1, "nms": nms, "conf": CONF[name], "max_det": MAX_DET}
+    plain = export(ours, arguments, folder / "ours.onnx")
+    files = {
+        "ours": plain,
+        "ours, winograd=True": export(ours, {**arguments, "winograd": True}, folder / "winograd.onnx"),
+        "ours, INT8": quantize_int8(plain, folder / "int8.onnx", [images]),
+        "torchvision": folder / "theirs.onnx",
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, ([torch.from_numpy(images[0])],), their_file, opset_version=18, dynamo=False)
-    one, other = open_session(our_file), open_session(their_file)
-    calls = {
-        "ours": partial(one.run, None, {one.get_inputs()[0].name: images}),
-        "theirs": partial(other.run, None, {other.get_inputs()[0].name: images[0]}),
-    }
-    found = calls["ours"]()[0][0]
-    found = found[found[:, 4] > 0]
-    names = [output.name for output in other.get_outputs()]
-    values = dict(zip(names, calls["theirs"](), strict=True))
-    scores = next(v for v in values.values() if v.ndim == 1 and v.dtype == np.float32)
-    both = min(len(found), len(scores))
-    apart = np.abs(np.sort(found[:, 4])[::-1][:both] - np.sort(scores)[::-1][:both]).max() if both else 0.0
+        torch.onnx.export(model, ([torch.from_numpy(images[0])],), files["torchvision"], opset_version=18, dynamo=False)
+    return files
+
+
+def feed(session: onnxruntime.InferenceSession, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The input of one image; torchvision's has no axis of the batch."""
+    (wanted,) = session.get_inputs()
+    return {wanted.name: images if len(wanted.shape) == 4 else images[0]}
+
+
+def scores_of(outputs: list[np.ndarray]) -> np.ndarray:
+    """Scores of the detections, the best first; ours are a column of rows, torchvision's an output of their own."""
+    if len(outputs) == 1:
+        found = outputs[0][0][:, 4]
+        return np.sort(found[found > 0])[::-1]
+    return np.sort(next(v for v in outputs if v.ndim == 1 and v.dtype == np.float32))[::-1]
+
+
+def compare(files: dict[str, Path], images: np.ndarray, rounds: int, runs: int) -> list[list[str]]:
+    """A row for each file, measured against the last."""
+    calls = {}
+    for key, path in files.items():
+        session = open_session(path)
+        calls[key] = partial(session.run, None, feed(session, images))
+    scores = {key: scores_of(call()) for key, call in calls.items()}
     times = interleave(
         {key: (lambda _, call=call: call()) for key, call in calls.items()},
         [images],
@@ -97,16 +128,51 @@ def compare(name: str, size: int, rounds: int, runs: int, folder: Path) -> list[
         runs=runs,
         rounds=rounds,
     )
-    # A round's ratio of medians: what disturbs the machine in a round disturbs both
+    # A round's ratio of medians: what disturbs the machine in a round disturbs all
     chunks = {key: np.median(np.reshape(value, (rounds, runs)), axis=1) for key, value in times.items()}
-    ratios = chunks["theirs"] / chunks["ours"]
-    return [
-        name,
-        *(f"{np.median(times[key]):.0f}" for key in ("ours", "theirs")),
-        f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
-        f"{len(found)} / {len(scores)}",
-        f"{apart:.1e}",
-    ]
+    rows = []
+    *_, last = files
+    for key, path in files.items():
+        ratios = chunks[last] / chunks[key]
+        both = min(len(scores[key]), len(scores[last]))
+        apart = np.abs(scores[key][:both] - scores[last][:both]).max(initial=0.0)
+        rows.append(
+            [
+                key,
+                f"{path.stat().st_size / 1e6:.0f}",
+                f"{np.median(times[key]):.0f}",
+                f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})" if key != last else "1",
+                f"{len(scores[key])}",
+                f"{apart:.1e}" if key != last else "-",
+            ]
+        )
+    return rows
+
+
+def profile(path: Path, images: np.ndarray, runs: int) -> list[str]:
+    """Milliseconds of a run by kind of operator, their share, and the speed-up if all but convolutions were free."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    options.enable_profiling = True
+    options.profile_file_prefix = str(path.with_suffix(""))
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    for _ in range(1 + runs):
+        session.run(None, feed(session, images))
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    _, *timed = (event for event in events if event["name"] == "model_run")  # without the first, which warms up
+    spent: dict[str, float] = defaultdict(float)
+    for event in events:
+        # Of an operator with a graph inside (If, Loop) only the nodes inside: they are events of their own
+        if event["name"].endswith("_kernel_time") and event["ts"] >= timed[0]["ts"]:
+            operator = event["args"]["op_name"]
+            if operator not in {"If", "Loop"}:
+                kind = next(k for k, parts in KINDS.items() if any(part in operator for part in parts))
+                spent[kind] += event["dur"] / 1e3 / runs
+    total = sum(event["dur"] for event in timed) / 1e3 / runs
+    spent["rest"] += total - sum(spent.values())  # between the operators
+    cells = [f"{spent[kind]:.0f} ({spent[kind] / total:.1%})" for kind in KINDS]
+    return [f"{total:.0f}", *cells, f"{total / spent['convolutions']:.2f}"]
 
 
 def main() -> None:
@@ -115,15 +181,25 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=640)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="where the time goes")
     options = parser.parse_args()
     LOGGER.setLevel("ERROR")
-    print(f"{get_cpu_info()}, 1 thread, onnxruntime, fp32, one image of {options.size} px, 91 classes, ResNet-50")
-    head = ["model", "ours ms", "torchvision ms", "speed-up (rounds)", "detections", "scores apart"]
-    print("\n| " + " | ".join(head) + " |\n| --- |" + " ---: |" * (len(head) - 1), flush=True)
+    images = np.random.default_rng(0).random((1, 3, options.size, options.size), dtype=np.float32)
+    print(f"{get_cpu_info()}, 1 thread, onnxruntime, one image of {options.size} px, 91 classes, ResNet-50")
+    if options.profile:
+        head = ["model", "file", "ms", *KINDS, "at most"]
+    else:
+        head = ["model", "file", "MB", "ms", "speed-up (rounds)", "detections", "scores apart"]
+    print("\n| " + " | ".join(head) + " |\n| --- | --- |" + " ---: |" * (len(head) - 2), flush=True)
     for name in options.models:
         with tempfile.TemporaryDirectory() as folder:
-            cells = compare(name, options.size, options.rounds, options.runs, Path(folder))
-        print("| " + " | ".join(cells) + " |", flush=True)
+            files = write(name, images, Path(folder))
+            if options.profile:
+                rows = [[key, *profile(files[key], images, options.runs)] for key in ("ours", "torchvision")]
+            else:
+                rows = compare(files, images, options.rounds, options.runs)
+        for row in rows:
+            print("| " + " | ".join([name, *row]) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from gid_yolo.export.evaluate import image_size, open_split, read_data, spread
 from gid_yolo.export.half import to_fp16
 from gid_yolo.export.quantize import quantize_int8
 from gid_yolo.export.session import open_session, run
+from gid_yolo.export.winograd import to_winograd
 
 _QUANTIZE = {"none": "fp32", "32": "fp32", "fp32": "fp32", "16": "fp16", "fp16": "fp16", "8": "int8", "int8": "int8"}
 CALIBRATION_IMAGES = 128
@@ -39,8 +40,8 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
     Args:
         model: One of our detectors or a YOLO.
         arguments: `imgsz`, `batch`, `dynamic`, `nms`, `quantize` (16: FP16, 8: INT8), `conf`, `iou` and `max_det` of
-            the NMS in the graph, `data` on whose training images INT8's ranges are found, `opset`, `simplify`,
-            `device`.
+            the NMS in the graph, `data` on whose training images INT8's ranges are found, `winograd` (see
+            `to_winograd`), `opset`, `simplify`, `device`.
         path: The file; by default beside the checkpoint, with `_fp16` or `_int8` behind its name.
 
     Returns:
@@ -55,6 +56,7 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
     if args.get("nms") and args.get("agnostic_nms"):
         raise UserError("agnostic_nms=True is not supported with nms=True: leave the NMS outside, nms=False.")
     precision = precision_of(args.get("quantize"))
+    _check_winograd(args, precision)
     args["imgsz"] = image_size(args["imgsz"], int(model.stride.max()))
     path = path or _beside_checkpoint(model, precision)
     calibration = None
@@ -69,6 +71,7 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
             made = Path(folder) / path.name
             GIDExporter(made, overrides={**args, "mode": "export", "task": "detect"})(model=model)
+            replaced = to_winograd(made, made) if args.get("winograd") else None
             said = _check(made, model)
             if precision != "fp32":
                 made, said = _converted(made, precision, calibration), ""
@@ -78,6 +81,7 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
     except _FAILURES as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the export to {path} failed ({type(error).__name__}): {reason}") from error
+    said += "" if replaced is None else f"; {replaced} convolutions by Winograd's algorithm"
     LOGGER.info(f"ONNX file: {path.resolve()}, {precision}, {_layout(path)}{said}")
     return path
 
@@ -94,6 +98,16 @@ def precision_of(quantize: Any) -> str:
             f"quantize={quantize} is not supported: give quantize=16 for FP16, quantize=8 for INT8, or neither."
         )
     return known
+
+
+def _check_winograd(args: Mapping[str, Any], precision: str) -> None:
+    wanted = args.get("winograd")
+    if wanted not in (None, True, False):
+        raise UserError(f"winograd={wanted} must be True or False.")
+    if wanted and (precision != "fp32" or args.get("dynamic")):
+        raise UserError(
+            "winograd=True is for FP32 files of a fixed size: leave quantize= and dynamic= out, or winograd=True."
+        )
 
 
 class Calibration(Sequence[np.ndarray]):

@@ -187,8 +187,11 @@ class FasterRCNN(Detector):
         boxes, valid = candidates(*self.proposals(features, raw, *image_size), targets)
         return sample_boxes(boxes, valid, targets, random_keys(valid), rule=rule, num_classes=self.num_classes)
 
-    def classify(self, features: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, P, C + 1), the background's last, and deltas (B, P, C, 4) of boxes (B, P, 4)."""
+    def classify(self, features: list[Tensor], boxes: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, P, C + 1), the background's last, and deltas (B, P, C, 4) of boxes (B, P, 4).
+
+        Where `valid` (B, P) is given, the others' are 0 and cost nothing.
+        """
         crops = pyramid_roi_align(
             features[:-1],
             boxes,
@@ -197,8 +200,11 @@ class FasterRCNN(Detector):
             samples=self.roi_points,
             canonical_size=self.roi_canonical,
             aligned=self.roi_aligned,
+            valid=valid,
         )
         logits, deltas = self.head(crops)
+        if valid is not None:
+            logits, deltas = (_put(x, valid) for x in (logits, deltas))
         return logits.view(*boxes.shape[:2], -1), deltas.view(*boxes.shape[:2], self.num_classes, 4)
 
     def detections(
@@ -206,8 +212,10 @@ class FasterRCNN(Detector):
     ) -> Tensor:
         """Final detections (B, D, 6): xyxy in pixels, score and class; rows of zeros where an image has fewer."""
         boxes, valid = self.proposals(features, raw, height, width)
+        # At least one of each image: not every runtime takes empty tensors
+        looked_at = torch.cat([torch.ones_like(valid[:, :1]), valid[:, 1:]], dim=1)
         rows = final_detections(
-            *self.classify(features, boxes),
+            *self.classify(features, boxes, looked_at),
             boxes,
             valid,
             height,
@@ -249,3 +257,9 @@ class FasterRCNN(Detector):
     def response_reg_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
         """(B, R) smooth L1 between the RPN's deltas of the two models."""
         return box_regression_loss(student.regression, teacher.regression, beta=self.box_beta)
+
+
+def _put(rows: Tensor, valid: Tensor) -> Tensor:
+    """(B * P, N) zeros with `rows` (V, N) where `valid` (B, P) is true."""
+    place = valid.flatten().nonzero()[:, 0]
+    return rows.new_zeros(valid.numel(), rows.shape[1]).index_copy(0, place, rows)

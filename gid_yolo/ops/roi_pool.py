@@ -33,6 +33,7 @@ def pyramid_roi_align(
     samples: int = 2,
     canonical_size: float = 224.0,
     aligned: bool = False,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Crop every box from the level of its size with RoIAlign, as torchvision's `MultiScaleRoIAlign`.
 
@@ -47,12 +48,14 @@ def pyramid_roi_align(
         samples: Points a bin and axis; 0 takes as many as the bin has cells.
         canonical_size: Side of the boxes that are cropped from stride 16.
         aligned: Shift by half a cell, so that samples lie where the cells do; torchvision's detectors do not.
+        valid: (B, P) True for the boxes to crop; all of them where None.
 
     Returns:
-        (B * P, C, size, size) of the dtype of the maps.
+        (V, C, size, size) of the dtype of the maps, where V = B * P, or as many as are valid.
     """
     dtype = torch.promote_types(features[0].dtype, torch.float32)  # half precision cannot hold a coordinate of 500 px
-    level = roi_levels(boxes, strides, canonical_size=canonical_size).flatten()  # (B*P,)
+    level = roi_levels(boxes, strides, canonical_size=canonical_size)  # (B, P)
+    level = (level if valid is None else level.masked_fill(~valid, -1)).flatten()  # (B*P,)
     image = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None].expand(-1, boxes.shape[1], 1)
     rois = torch.cat([image.to(dtype), boxes.to(dtype)], dim=-1).flatten(0, 1)  # (B*P, 5)
     crops, places = [], []

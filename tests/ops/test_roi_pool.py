@@ -65,3 +65,13 @@ def test_half_precision_keeps_the_coordinates(dtype: torch.dtype) -> None:
     expected = pyramid_roi_align([x.float() for x in features], boxes, (4, 8))
     assert crops.dtype == dtype
     assert torch.equal(crops, expected.to(dtype))
+
+
+def test_only_valid_boxes_are_cropped() -> None:
+    features = make_pyramid((4, 8, 16), 2)
+    boxes = random_boxes((2, 30), image=(HEIGHT, WIDTH), smallest=1.0, largest=220.0)
+    every = pyramid_roi_align(features, boxes, (4, 8, 16), canonical_size=56)
+    for share in (0.5, 0.0):
+        valid = torch.rand(2, 30) < share
+        crops = pyramid_roi_align(features, boxes, (4, 8, 16), canonical_size=56, valid=valid)
+        assert torch.equal(crops, every[valid.flatten()])
