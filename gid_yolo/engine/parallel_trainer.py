@@ -15,6 +15,7 @@ from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOCAL_RANK, RANK
 
+from gid_yolo.engine.seeding import seed_all
 from gid_yolo.errors import UserError
 
 _TIMEOUT = timedelta(hours=3)  # Ultralytics'
@@ -36,6 +37,7 @@ class ParallelTrainer(DetectionTrainer):
         super().__init__(cfg, overrides, _callbacks)
         if LOCAL_RANK == -1:
             return
+        seed_all(self.args.seed)  # the first weights are those of one process; Ultralytics adds the process's number
         # Ultralytics counts the devices of this machine
         self.world_size = int(os.environ["WORLD_SIZE"])
         local = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from torch import distributed as dist
+from ultralytics.engine import validator as ultralytics_validator
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER, RANK, ops
 
@@ -34,8 +35,15 @@ class GIDValidator(DetectionValidator):
         with self.limits:
             return super().__call__(*args, **kwargs)
 
+    def get_model(self, model: Any, trainer: Any, **kwargs: Any) -> Any:
+        """Ultralytics' hook before it loads a file, for which it takes it that a process of several has a GPU."""
+        if trainer is None and RANK != -1 and str(self.args.device) == "cpu":
+            ultralytics_validator.RANK = -1  # until `init_metrics`, so that it is loaded to the CPU
+        return super().get_model(model, trainer, **kwargs)
+
     def init_metrics(self, model: Any) -> None:
         """Start empty; the model is loaded by now."""
+        ultralytics_validator.RANK = RANK
         super().init_metrics(model)
         self.columns, self.coco = None, CocoAccumulator()
         network = model.model if getattr(model, "format", None) == "pt" else model

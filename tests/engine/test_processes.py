@@ -44,9 +44,10 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=False)[KEY]["model"]
 
 
-@pytest.mark.parametrize("model", ["retina_nano", "fcos_nano"])
-def test_two_processes_train_what_one_trains(tmp_path, settings, teachers, model):
-    overrides = {**settings, "model": model, "teacher": str(teachers(model))}
+@pytest.mark.parametrize(("model", "distilled"), [("retina_nano", True), ("fcos_nano", False)])
+def test_two_processes_train_what_one_trains(tmp_path, settings, teachers, model, distilled):
+    """Small steps: the choice of general instances is not continuous, and would make rounding larger."""
+    overrides = {**settings, "model": model, "lr0": 1e-4, "teacher": str(teachers(model)) if distilled else None}
     for processes in (1, 2):
         done = train(tmp_path / str(processes), processes, overrides)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -54,21 +55,22 @@ def test_two_processes_train_what_one_trains(tmp_path, settings, teachers, model
         assert load_model(run / "best.pt")[0].names == {0: "a", 1: "b"}
     one, two = state(tmp_path / "1"), state(tmp_path / "2")
     assert one.keys() == two.keys()
-    start = load_model(teachers(model))[0].state_dict()
-    assert not torch.equal(one["student_model.model.0.head.cls_logits.bias"], start["model.0.head.cls_logits.bias"])
+    (first,) = (tmp_path / "1").rglob("epoch0.pt")
+    before = torch.load(first, weights_only=False)[KEY]["model"]
+    assert max(float((one[key].float() - before[key].float()).abs().max()) for key in one) > 1e-4  # it learnt
     worst = max(float((one[key].float() - two[key].float()).abs().max()) for key in one)
     assert worst <= 1e-5, worst
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory, settings):
-    """A teacher of each kind, trained for one epoch."""
+    """A teacher of each kind, from other weights."""
     made: dict[str, Path] = {}
 
     def teacher(model: str) -> Path:
         if model not in made:
             folder = tmp_path_factory.mktemp("teachers") / model
-            done = train(folder, 1, {**settings, "model": model, "epochs": 1, "save_dir": str(folder / "run")})
+            done = train(folder, 1, {**settings, "model": model, "seed": 1, "save_dir": str(folder / "run")})
             assert done.returncode == 0, done.stderr[-3000:]
             made[model] = folder / "run" / "weights" / "best.pt"
         return made[model]
