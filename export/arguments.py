@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -91,15 +92,19 @@ def others(value: Any) -> list[Path]:
 
 
 def check_counts(counts: Iterable[tuple[str, Any]], warmup: Any) -> None:
-    """Refuse what is not a whole number of at least 1; of `warmup`, 0.
+    """Refuse what is not a whole number of at least 1; of `warmup`, 0; and more threads than there are cores.
 
     Raises:
         UserError: There is one.
     """
+    counts = list(counts)
     for key, value in [*counts, ("warmup", warmup)]:
         least = 0 if key == "warmup" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{key}={value} must be a whole number of at least {least}.")
+    cores = os.cpu_count() or 1
+    if (threads := dict(counts).get("threads", 1)) > cores:
+        raise UserError(f"threads={threads} must be at most {cores}, the cores of this machine.")
 
 
 def check_drop(value: Any) -> None:

@@ -224,6 +224,7 @@ def test_nan_fails_the_gate():
         ({"epochs": 3}, "'epochs' is not an argument of the benchmark"),
         ({"runs": 0}, "runs=0 must be a whole number of at least 1."),
         ({"threads": 0}, "threads=0 must be a whole number of at least 1."),
+        ({"threads": 100_000}, "threads=100000 must be at most"),
         ({"rounds": 1.5}, "rounds=1.5 must be a whole number of at least 1."),
         ({"batch": True}, "batch=True must be a whole number of at least 1."),
         ({"warmup": -1}, "warmup=-1 must be a whole number of at least 0."),
