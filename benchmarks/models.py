@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from ultralytics.utils import LOGGER
-from ultralytics.utils.torch_utils import get_cpu_info, get_flops
+from ultralytics.utils.torch_utils import get_cpu_info
 
 from gid_yolo.cfg import model_names
 from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.export.contenders import gigaflops
 from gid_yolo.export.parity import export_onnx
 from gid_yolo.export.session import open_session
 from gid_yolo.export.timing import measure
@@ -31,7 +32,7 @@ def row(name: str, sizes: list[int], classes: int, runs: int) -> list[str]:
     cells.append(f"{sum(p.numel() for p in fused.parameters()) / 1e6:.2f}")
     flops, latencies = [], []
     for size in sizes:
-        flops.append(f"{get_flops(fused, size):.1f}")
+        flops.append(f"{gigaflops(fused, [size, size]):.1f}")
         with tempfile.TemporaryDirectory() as folder:
             session = open_session(export_onnx(model, Path(folder) / f"{name}.onnx", [size, size], batch=1))
             images = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.torch_utils import get_flops
 
 from gid_yolo.engine.checkpoint import fingerprint, load_model, record_of
 from gid_yolo.engine.classes import fit_classes
@@ -92,7 +94,10 @@ class Contender:
     @property
     def slug(self) -> str:
         """Its name in the names of files."""
-        return self.role if self.role != "other" else "other_" + re.sub(r"[^\w.-]+", "-", self.label)
+        if self.role != "other":
+            return self.role
+        digest = hashlib.sha256(self.label.encode()).hexdigest()[:6]  # two labels may differ in what a name cannot hold
+        return f"other-{re.sub(r'[^a-zA-Z0-9]+', '-', self.label)}-{digest}"
 
     def places(self, sizes: Sequence[Sequence[int]], batches: Sequence[int]) -> list[tuple[list[int], int]]:
         """The sizes and batches to measure it in: those asked for, or what a file of a fixed shape takes alone."""
@@ -120,7 +125,7 @@ class Contender:
             height=self.size[0],
             width=self.size[1],
             parameters=None if fused is None else sum(p.numel() for p in fused.parameters()) / 1e6,
-            gflops=None if fused is None else float(get_flops(fused, list(self.size))) or None,  # 0: could not count
+            gflops=None if fused is None else gigaflops(fused, self.size),
             file_size=self.onnx.stat().st_size / 1e6,
             **({} if self.latency is None else asdict(self.latency)),
             preprocess=self.preprocess,
@@ -134,6 +139,22 @@ class Contender:
             failed=self.failed,
             compared=self.compared,
         )
+
+
+def gigaflops(network: nn.Module, size: Sequence[int]) -> float:
+    """Billions of operations of an image of noise, a multiplication and an addition being two.
+
+    Counted at its own size: Ultralytics' count is extrapolated from smaller images, which the second stage of a Faster
+    R-CNN, that works on the proposals there are, does not allow.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        size: Height and width.
+    """
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops() / 1e9
 
 
 def load_checkpoint(role: str, path: str | Path, label: str | None = None) -> Contender:

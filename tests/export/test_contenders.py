@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from test_benchmark import QUICK, save_checkpoint, write_data
 
 import gid_yolo.export.arguments as arguments
 import gid_yolo.export.contenders as contenders
 import gid_yolo.export.providers as providers
+from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError
 from gid_yolo.export.benchmark import benchmark
-from gid_yolo.export.contenders import Contender, load_others, stored_precision
+from gid_yolo.export.contenders import Contender, gigaflops, load_others, stored_precision
 from gid_yolo.export.matrix import Settings
 from gid_yolo.export.to_onnx import export
 from gid_yolo.model import GID
@@ -190,3 +192,17 @@ def test_every_provider_has_its_rows(tmp_path, monkeypatch, data, checkpoint):
 def test_a_contender_without_a_checkpoint_has_no_network(tmp_path):
     with pytest.raises(ValueError, match="is no checkpoint"):
         _ = Contender("other", "a", tmp_path / "a.onnx", "", {}).network
+
+
+def test_operations_are_counted_once_and_for_all():
+    convolution = torch.nn.Conv2d(3, 8, 3, padding=1)
+    assert gigaflops(convolution, (32, 64)) == pytest.approx(2 * 3 * 8 * 9 * 32 * 64 / 1e9)
+    network = GIDDetectionModel("frcnn_nano", nc=2, verbose=False).eval()
+    first, second = gigaflops(network, (64, 96)), gigaflops(network, (64, 96))
+    assert first == second > 0
+
+
+def test_labels_that_differ_in_a_sign_have_files_of_their_own(tmp_path):
+    found = [Contender("other", label, tmp_path / "a.onnx", "", {}) for label in ("v 1", "v-1", "v/1", "m", "m_int8")]
+    assert len({contender.slug for contender in found}) == 5
+    assert not any(contender.slug.endswith("_int8") for contender in found)  # how precisions are named
