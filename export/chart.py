@@ -16,8 +16,9 @@ from gid_yolo.export.points import (
     points,
     shapes,
 )
-from gid_yolo.export.report import BenchmarkReport, replace_file
+from gid_yolo.export.report import BenchmarkReport
 from gid_yolo.export.rows import Row, short
+from gid_yolo.files import replaced
 
 _COLOURS = {
     **{"model": "#c1272d", "baseline": "#5a6b7b", "teacher": "#1b6ca8"},
@@ -37,7 +38,8 @@ def write_png(report: BenchmarkReport, path: Path) -> None:
 
     with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is a $
         figure = _figure(report)
-        replace_file(path, lambda part: figure.savefig(part, format="png"))
+        with replaced(path) as part:
+            figure.savefig(part, format="png")
 
 
 def _figure(report: BenchmarkReport) -> Any:

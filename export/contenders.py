@@ -211,10 +211,10 @@ def _labels(paths: Sequence[Path]) -> list[str]:
         parts[i] = (*parts[i][:-1], file if file.startswith(name) else f"{name} {file}")
     longest = max(map(len, parts), default=0)
     for depth in range(1, longest + 1):
-        labels = ["/".join(part[-depth:]) for part in parts]
+        labels = ["other " * (name in _TAKEN) + name for name in ("/".join(part[-depth:]) for part in parts)]
         if len(set(labels)) == len(labels):
             break
-    return [f"other {label}" if label in _TAKEN else label for label in labels] if parts else []
+    return labels if parts else []
 
 
 def stored_precision(path: Path) -> str:

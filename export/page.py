@@ -17,14 +17,16 @@ from gid_yolo.export.examples import LEAST, MATCH_IOU, SHOWN, figures, slots_of
 from gid_yolo.export.gains import SAME_LATENCY, findings
 from gid_yolo.export.html_table import html_table
 from gid_yolo.export.points import colours, points, shapes
-from gid_yolo.export.report import BenchmarkReport, contents, replace_file
+from gid_yolo.export.report import BenchmarkReport, contents
 from gid_yolo.export.rows import Row, short
+from gid_yolo.files import replaced
 
 
 def write_html(report: BenchmarkReport, path: Path) -> None:
     """Summary, picture, table, examples and settings, as one file."""
     page = render(report)
-    replace_file(path, lambda part: part.write_text(page, encoding="utf-8"))
+    with replaced(path) as part:
+        part.write_text(page, encoding="utf-8")
 
 
 def render(report: BenchmarkReport) -> str:

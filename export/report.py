@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gid_yolo.export.gains import gains
 from gid_yolo.export.rows import Example, Row, settings_of, short, signed
+from gid_yolo.files import replaced
 
 _AP_COLUMNS = ("mAP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 _SETTING_COLUMNS = ("precision", "provider", "batch", "size")
@@ -138,7 +138,8 @@ def contents(report: BenchmarkReport) -> dict[str, Any]:
 def write_json(report: BenchmarkReport, path: Path) -> None:
     """Everything but the examples, for programs."""
     body = json.dumps(_standard(contents(report)), indent=2, default=str, allow_nan=False)
-    replace_file(path, lambda part: part.write_text(body + "\n", encoding="utf-8"))
+    with replaced(path) as part:
+        part.write_text(body + "\n", encoding="utf-8")
 
 
 def _standard(value: Any) -> Any:
@@ -152,28 +153,15 @@ def _standard(value: Any) -> Any:
 
 def write_csv(report: BenchmarkReport, path: Path) -> None:
     """The rows, one a line; an empty cell is a number that was not measured."""
-
-    def write(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as stream:
-            rows = [row.flat() for row in report.rows]
-            writer = csv.DictWriter(stream, list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows(rows)
-
-    replace_file(path, write)
+    rows = [row.flat() for row in report.rows]
+    with replaced(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_markdown(report: BenchmarkReport, path: Path) -> None:
     """What the terminal showed; two line ends keep the notes apart."""
     body = text(report).replace("\nnote:", "\n\nnote:").replace("\nWARNING:", "\n\nWARNING:")
-    replace_file(path, lambda part: part.write_text(body + "\n", encoding="utf-8"))
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside `path`, then rename: a reader never sees half a file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replaced(path) as part:
+        part.write_text(body + "\n", encoding="utf-8")

@@ -11,8 +11,9 @@ from typing import Any
 
 from gid_yolo.analysis.statistics import CONFIDENCE, Gain, Spread, paired_gain, seeds_needed, spread
 from gid_yolo.analysis.study_plan import Row, Run, Study
-from gid_yolo.export.report import align, replace_file
+from gid_yolo.export.report import align
 from gid_yolo.export.rows import signed
+from gid_yolo.files import replaced
 
 Results = Callable[[Run], dict[str, float] | None]
 
@@ -182,10 +183,13 @@ def write_files(study: Study, lines: Sequence[Line], folder: Path, results: Resu
     }
     stem = free_name(folder, study)
     files = [folder / f"{stem}.{suffix}" for suffix in ("md", "csv", "json")]
-    replace_file(files[0], lambda part: part.write_text(text, encoding="utf-8"))
-    replace_file(files[1], lambda part: _write_csv(lines, part))
     dumped = json.dumps(contents, indent=2, default=str) + "\n"
-    replace_file(files[2], lambda part: part.write_text(dumped, encoding="utf-8"))
+    with replaced(files[0]) as part:
+        part.write_text(text, encoding="utf-8")
+    with replaced(files[1]) as part:
+        _write_csv(lines, part)
+    with replaced(files[2]) as part:
+        part.write_text(dumped, encoding="utf-8")
     return files
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from ultralytics.utils import LOGGER, RANK
 
 from gid_yolo.engine.parallel_trainer import ParallelTrainer
-from gid_yolo.engine.run_state import KEY, capture, forget_epochs, replaced, restore, restore_gradients, save, strip
+from gid_yolo.engine.run_state import KEY, capture, forget_epochs, restore, restore_gradients, save, strip
 from gid_yolo.engine.seeding import mixed_seed, seed_all, seed_loader, start_epoch
 from gid_yolo.errors import UserError
+from gid_yolo.files import replaced
 
 _FOLDER = ".saving"  # in weights/: what is being written
 

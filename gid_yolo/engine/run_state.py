@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
+
+from gid_yolo.files import replaced
 
 KEY = "run_state"  # in a checkpoint, beside Ultralytics' entries, which are rounded to half precision
 
@@ -62,28 +61,6 @@ def restore_gradients(gradients: dict[str, Tensor], model: nn.Module) -> None:
     for name, parameter in unwrap_model(model).named_parameters():
         if name in gradients:
             parameter.grad = gradients[name].to(parameter)
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A place to write a file's new contents; it takes the name `path` once they are on the disk, else nothing changes.
-
-    A process that is killed at any moment leaves the old file or the new one under that name.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-        if hasattr(os, "O_DIRECTORY"):  # the new name too
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save(contents: dict[str, Any], path: Path) -> None:

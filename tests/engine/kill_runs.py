@@ -4,6 +4,7 @@ Forking, so that PyTorch is imported once; every child is a process of its own, 
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -29,6 +30,7 @@ def main() -> None:
     overrides, kills = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])
     weights = Path(overrides["save_dir"]) / "weights"
     rng = random.Random(0)
+    first = math.inf
     saved: list[int | None] = []  # epoch of the last checkpoint at each kill
     while True:
         child = os.fork()
@@ -41,9 +43,12 @@ def main() -> None:
             finally:
                 os._exit(status)
         begin = time.monotonic()
-        wait = rng.uniform(0.3, 3.0) if len(saved) < kills else float("inf")
+        wait = first * rng.uniform(0.2, 2.2) if len(saved) < kills else float("inf")
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() - begin < wait:
             time.sleep(0.005)
+            if math.isinf(first) and (weights / "last.pt").exists():
+                first = time.monotonic() - begin  # what this machine takes for a start and an epoch
+                wait = 0.0
         if ended[0]:
             status = os.waitstatus_to_exitcode(ended[1])
             print(json.dumps({"saved": saved, "status": status, "files": sorted(p.name for p in weights.iterdir())}))

@@ -12,9 +12,9 @@ import pytest
 import torch
 from engine_helpers import FAST, Interrupted, train_one_epoch, write_data
 
-import gid_yolo.engine.run_state as run_state
+import gid_yolo.files as files
 from gid_yolo.engine.checkpoint import load_any, load_model
-from gid_yolo.engine.run_state import KEY, forget_epochs, replaced
+from gid_yolo.engine.run_state import KEY, forget_epochs
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -127,7 +127,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(settings, tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_state.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full)
         with pytest.raises(
             UserError, match=r"epoch 2 could not be saved in .* \(No space left on device\): .*last.pt is"
         ):
@@ -137,24 +137,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(settings, tmp_path, monkeypatch
     assert not list(trainer.wdir.glob(".*"))
     resume(trainer.last)
     assert [row["epoch"] for row in rows(tmp_path / "run" / "results.csv")] == [str(i) for i in range(1, 13)]
-
-
-def write_half(path: Path) -> None:
-    with replaced(path) as part:
-        part.write_text("tw")
-        raise Interrupted
-
-
-def test_replaced_is_all_or_nothing(tmp_path):
-    path = tmp_path / "a"
-    with replaced(path) as part:
-        part.write_text("one")
-        assert not path.exists()
-    assert path.read_text() == "one"
-    with pytest.raises(Interrupted):
-        write_half(path)
-    assert path.read_text() == "one"
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_rows_of_an_interrupted_epoch_are_forgotten(tmp_path):

@@ -95,6 +95,7 @@ def test_given_files_are_left_alone(report, files):
         (["a/weights/best.pt", "a/weights/best.onnx"], ["a best.pt", "a best.onnx"]),
         (["a/x.pt", "a/x.onnx"], ["x.pt", "x.onnx"]),
         (["teacher/weights/best.pt", "plain.onnx"], ["other teacher", "other plain"]),  # beside the three
+        (["a/teacher.onnx", "a/other teacher.onnx"], ["a/teacher", "a/other teacher"]),
     ],
 )
 def test_labels_tell_files_apart(tmp_path, paths, labels):

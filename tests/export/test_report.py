@@ -11,7 +11,6 @@ from gid_yolo.export.gains import gains, noise_note
 from gid_yolo.export.report import (
     BenchmarkReport,
     conditions,
-    replace_file,
     table,
     write_csv,
     write_json,
@@ -223,20 +222,6 @@ def test_files_of_no_rows(tmp_path):
     for write in (write_json, write_csv, write_markdown):
         write(BenchmarkReport(()), tmp_path / "a")
         assert (tmp_path / "a").is_file()
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("before")
-
-    def fail(part):
-        part.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        replace_file(path, fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    assert path.read_text() == "before"
 
 
 def test_equal_budgets_need_no_note():
