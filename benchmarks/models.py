@@ -8,6 +8,7 @@ which there are as many at most. Prints a Markdown table:
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.export.contenders import gigaflops
 from gid_yolo.export.parity import export_onnx
-from gid_yolo.export.session import open_session
-from gid_yolo.export.timing import measure
+from gid_yolo.export.session import open_session, run
+from gid_yolo.export.timing import interleave
 
 
 def row(name: str, sizes: list[int], classes: int, runs: int) -> list[str]:
@@ -36,8 +37,8 @@ def row(name: str, sizes: list[int], classes: int, runs: int) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             session = open_session(export_onnx(model, Path(folder) / f"{name}.onnx", [size, size], batch=1))
             images = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
-            latency = measure({name: session}, [images], warmup=2, runs=runs, rounds=1)[name]
-        latencies.append(f"{latency.p50:.0f}")
+            times = interleave({name: partial(run, session)}, [images], warmup=2, runs=runs, rounds=1)[name]
+        latencies.append(f"{np.median(times):.0f}")
     return [*cells, *flops, *latencies]
 
 

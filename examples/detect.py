@@ -1,4 +1,4 @@
-"""Detect in one image with an exported ONNX file: python detect.py model.onnx image.jpg [conf iou]."""
+"""Detect in one image with an exported ONNX file: python detect.py model.onnx image.jpg [conf [iou]]."""
 
 import ast
 import sys
@@ -9,11 +9,14 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 image = cv2.imread(sys.argv[2])  # (height, width, 3), BGR
-conf, iou = map(float, sys.argv[3:] or (0.25, 0.5))
+if image is None:
+    sys.exit(f"{sys.argv[2]} is not an image that OpenCV can read.")
 stored = session.get_modelmeta().custom_metadata_map
-names, size, args = (ast.literal_eval(stored[key]) for key in ("names", "imgsz", "args"))
+names, size, args, limits = (ast.literal_eval(stored.get(key, "{}")) for key in ("names", "imgsz", "args", "limits"))
 final = stored.get("end2end") == "True" or args.get("nms")  # with the NMS inside
-node = session.get_inputs()[0]
+given = [float(word) for word in sys.argv[3:]]
+conf, iou = given + [0.25, limits.get("iou", 0.7)][len(given) :]  # a file of yolo export does not say its iou: 0.7
+node, size = session.get_inputs()[0], [size, size] if isinstance(size, int) else size
 batch, _, H, W = (n if isinstance(n, int) else free for n, free in zip(node.shape, (1, 3, *size), strict=True))
 
 ratio = min(H / image.shape[0], W / image.shape[1])  # letterbox: as large as it fits, in the middle of grey
@@ -30,8 +33,7 @@ if final:  # (N, 6): x1, y1, x2, y2, score, class
 else:  # (4 + classes, R): x and y of the centre, width, height, scores
     boxes = np.concatenate([output[:2] - output[2:4] / 2, output[:2] + output[2:4] / 2]).T
     scores, classes = output[4:].max(0), output[4:].argmax(0)
-areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-order = np.argsort(-scores, kind="stable")
+areas, order = (boxes[:, 2:] - boxes[:, :2]).prod(1), np.argsort(-scores, kind="stable")
 order = order[scores[order] > conf]
 while len(order):
     best, order = order[0], order[1:]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gid_yolo.errors import UserError
-from gid_yolo.export.providers import check_provider
+from gid_yolo.export.providers import check_provider, check_threads
 
 PRECISIONS = ["fp32", "fp16", "int8"]
 
@@ -102,9 +101,7 @@ def check_counts(counts: Iterable[tuple[str, Any]], warmup: Any) -> None:
         least = 0 if key == "warmup" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{key}={value} must be a whole number of at least {least}.")
-    cores = os.cpu_count() or 1
-    if (threads := dict(counts).get("threads", 1)) > cores:
-        raise UserError(f"threads={threads} must be at most {cores}, the cores of this machine.")
+    check_threads(dict(counts).get("threads", 1))
 
 
 def check_drop(value: Any) -> None:

@@ -32,6 +32,7 @@ from gid_yolo.export.parity import AP_LIMIT, BOX_LIMIT, SCORE_LIMIT
 from gid_yolo.export.report import BenchmarkReport, conditions, write_csv, write_json, write_markdown
 from gid_yolo.export.rows import Row
 
+MANY = 100  # runs of which one is over p99
 NO_COMPARISON = "WARNING: so this is NO COMPARISON of model and baseline; unequal=True calls it one all the same."
 
 
@@ -55,6 +56,7 @@ def benchmark(
     device: Any = None,
     others: Any = None,
     unequal: bool = False,
+    trust: bool = False,
     project: str | None = None,
     name: str | None = None,
     exist_ok: bool = False,
@@ -85,6 +87,7 @@ def benchmark(
             batch and size where they are fixed; there is no checkpoint to compare it with.
         unequal: Call it a comparison even where `model` and `baseline` were trained on other data, for other epochs, at
             another size or from other weights; else no gain is given then.
+        trust: Open checkpoints that are not plain data, which lets them run code.
         project: Folder of the run; by default Ultralytics' runs folder.
         name: Name of the run, `benchmark` by default.
         exist_ok: Write into an existing run.
@@ -97,17 +100,18 @@ def benchmark(
         UserError: Arguments, checkpoints or data that cannot be compared.
     """
     refuse(unknown, [p.name for p in inspect.signature(benchmark).parameters.values() if p.kind is not p.VAR_KEYWORD])
-    if not isinstance(unequal, bool):
-        raise UserError(f"unequal={unequal} must be True or False.")
+    for key, value in (("unequal", unequal), ("trust", trust)):
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value} must be True or False.")
     counts = {"runs": runs, "rounds": rounds, "threads": threads, "parity_images": parity_images}
     batches = list(dict.fromkeys(several(batch)))
     check_counts([("batch", number) for number in batches] + list(counts.items()), warmup)
     check_drop(max_ap_drop)
     chosen = {"precisions": precisions(precision), "providers": providers(provider, device)}
     named = (("model", model), ("baseline", baseline), ("teacher", teacher))
-    contenders = [load_checkpoint(role, path) for role, path in named if path is not None]
+    contenders = [load_checkpoint(role, path, trust=trust) for role, path in named if path is not None]
     files = other_files(others)
-    contenders += load_others(files)
+    contenders += load_others(files, trust)
     records = {c.role: c.record for c in contenders if c.role != "other"}
     fair = comparable(records["model"], records["baseline"]) if "baseline" in records else None
     if fair is False and not unequal:
@@ -137,12 +141,12 @@ def benchmark(
         **{"imgsz": sizes[0] if len(sizes) == 1 else sizes, "others": [str(path) for path in files]},
     }
     rows = tuple(cell.row() for cell in cells)
-    shown = list({c.label: c for c in reversed(passed) if list(c.size) == list(sizes[0])}.values())[::-1]
+    shown = list({c.label: c for c in reversed(passed)}.values())[::-1]  # the first file of each
     loader = loaders[tuple(sizes[0])]
     report = BenchmarkReport(
         rows=rows,
         settings=_settings(contenders, rows, arguments, len(loader.dataset), settings.device),
-        notes=(*_notes(cells, rows), *([NO_COMPARISON] if fair is False and not unequal else [])),
+        notes=(*_notes(cells, rows, rounds * runs), *([NO_COMPARISON] if fair is False and not unequal else [])),
         save_dir=save_dir,
         examples=make_examples(shown, loader.dataset, contents["names"]),
         comparable=None if unequal and not fair else fair,
@@ -161,12 +165,21 @@ def _named(cell: Contender, rows: Sequence[Row]) -> str:
     return cell.label + where * (len(settings) > 1)
 
 
-def _notes(contenders: list[Contender], rows: Sequence[Row]) -> list[str]:
+def _notes(contenders: list[Contender], rows: Sequence[Row], timed: int) -> list[str]:
     notes = [f"WARNING: FAILED, and so without results: {_named(c, rows)} ({c.failed})" for c in contenders if c.failed]
     for label in dict.fromkeys(c.label for c in contenders if not c.compared):
         alone = next(c for c in contenders if c.label == label).model is None
         why = "is an ONNX file alone" if alone else "detects nothing on the images of the comparison"
         notes.append(f"{'note' if alone else 'WARNING'}: NOT COMPARED with PyTorch: {label} {why}.")
+    for label in dict.fromkeys(c.label for c in contenders if c.info is not None and not c.info.limits_known):
+        notes.append(f"WARNING: LIMITS UNKNOWN: {label} has its NMS inside, and does not say with which conf and iou.")
+    for cell in (c for c in contenders if not c.judged and not c.failed):
+        notes.append(
+            f"WARNING: NOT JUDGED: {_named(cell, rows)} lost no mAP that max_ap_drop= would refuse, because its fp32 "
+            "file has none to lose: train it longer, or see that the split has labels."
+        )
+    if timed < MANY:
+        notes.append(f"note: p95 and p99 of {timed} runs are close to the slowest: ask for {MANY} runs or more.")
     if noise := noise_note(rows):
         notes.append(noise)
     records = {contender.role: contender.record for contender in contenders}

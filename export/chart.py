@@ -23,6 +23,7 @@ from gid_yolo.files import replaced
 _COLOURS = {
     **{"model": "#c1272d", "baseline": "#5a6b7b", "teacher": "#1b6ca8"},
     **{"other0": "#2a7f62", "other1": "#9a6700", "other2": "#7b4fa3"},
+    **{"other3": "#00838f", "other4": "#ad1457", "other5": "#5d4037"},
 }
 _MARKERS = {"fp32": ("o", 8.5), "fp16": ("s", 8.0), "int8": ("D", 8.0)}  # sizes that look alike
 _OTHER_MARKER = ("^", 9.0)

@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import DetectionModel
 
-from gid_yolo.engine.checkpoint import fingerprint, load_model, record_of
+from gid_yolo.engine.checkpoint import fingerprint, load_model
 from gid_yolo.engine.classes import fit_classes
 from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError, some
-from gid_yolo.export.budget import distilled
+from gid_yolo.export.budget import distilled, training_of
 from gid_yolo.export.metadata import FileInfo
 from gid_yolo.export.providers import check_provider
 from gid_yolo.export.rows import Row
@@ -44,6 +44,7 @@ class Contender:
         fingerprint: Of its weights, or of the file.
         limits: `conf`, `iou` and `max_det` that it is evaluated with.
         model: The checkpoint's network; None for an ONNX file.
+        record: How it was trained, see `training_of`; empty where nothing says it.
         info: What the ONNX file says of itself; None for a checkpoint.
         provider: As for `providers.start`.
         size: Height and width.
@@ -56,12 +57,15 @@ class Contender:
     fingerprint: str
     limits: dict[str, Any]
     model: DetectionModel | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
     info: FileInfo | None = None
     precision: str = "fp32"
     provider: str = "cpu"
     batch: int = 1
     size: Sequence[int] = ()
     onnx: Path = field(default_factory=Path)
+    parameters: float | None = None
+    gflops: float | None = None
     boxes: float | None = None
     scores: float | None = None
     ap: float | None = None
@@ -73,11 +77,7 @@ class Contender:
     latency: Latency | None = None
     failed: str | None = None
     compared: bool = True
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """How it was trained, as its checkpoint says."""
-        return {} if self.model is None else record_of(self.model)
+    judged: bool = True
 
     @property
     def network(self) -> DetectionModel:
@@ -111,7 +111,6 @@ class Contender:
 
     def row(self) -> Row:
         """What was measured."""
-        fused = None if self.model is None else deepcopy(self.model).fuse(verbose=False)
         ours = isinstance(self.model, GIDDetectionModel)
         named = "" if self.model is None else Path(self.model.yaml.get("yaml_file") or "custom").stem
         return Row(
@@ -124,9 +123,9 @@ class Contender:
             batch=self.batch,
             height=self.size[0],
             width=self.size[1],
-            parameters=None if fused is None else sum(p.numel() for p in fused.parameters()) / 1e6,
-            gflops=None if fused is None else gigaflops(fused, self.size),
-            file_size=self.onnx.stat().st_size / 1e6,
+            parameters=self.parameters,
+            gflops=self.gflops,
+            file_size=self.onnx.stat().st_size / 1e6 if self.onnx.is_file() else None,
             **({} if self.latency is None else asdict(self.latency)),
             preprocess=self.preprocess,
             postprocess=self.postprocess,
@@ -138,7 +137,14 @@ class Contender:
             ap_drop=self.drop,
             failed=self.failed,
             compared=self.compared,
+            judged=self.judged,
         )
+
+
+def weigh(model: DetectionModel, size: Sequence[int]) -> tuple[float, float]:
+    """Millions of parameters, batch normalisation folded, and `gigaflops`."""
+    fused = deepcopy(model).fuse(verbose=False)
+    return sum(p.numel() for p in fused.parameters()) / 1e6, gigaflops(fused, size)
 
 
 def gigaflops(network: nn.Module, size: Sequence[int]) -> float:
@@ -157,19 +163,31 @@ def gigaflops(network: nn.Module, size: Sequence[int]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def load_checkpoint(role: str, path: str | Path, label: str | None = None) -> Contender:
-    """A checkpoint for one of the benchmark's arguments.
+def load_checkpoint(role: str, path: str | Path, label: str | None = None, trust: bool = False) -> Contender:
+    """A checkpoint for one of the benchmark's arguments; `trust` as for `load_model`.
 
     Raises:
         UserError: It cannot be loaded.
     """
-    network = load_model(path, "others" if role == "other" else role)[0]
-    labels = {"model": "distilled" if distilled(record_of(network)) else "model", "baseline": "plain"}
-    label = label or labels.get(role, role)
-    return Contender(role, label, Path(path), fingerprint(network), thresholds(network.yaml), model=network)
+    if Path(path).suffix.lower() == ".onnx":
+        raise UserError(
+            f"{role}={path} is an ONNX file: give the checkpoint it was made from, or the file as others={path}."
+        )
+    network, checkpoint = load_model(path, "others" if role == "other" else role, trust)
+    record = training_of(network, checkpoint)
+    labels = {"model": "distilled" if distilled(record) else "model", "baseline": "plain"}
+    return Contender(
+        role,
+        label or labels.get(role, role),
+        Path(path),
+        fingerprint(network),
+        thresholds(network.yaml),
+        model=network,
+        record=record,
+    )
 
 
-def load_others(paths: Sequence[str | Path]) -> list[Contender]:
+def load_others(paths: Sequence[str | Path], trust: bool = False) -> list[Contender]:
     """Checkpoints and ONNX files to measure beside the three, each under a name of its own.
 
     Raises:
@@ -178,7 +196,7 @@ def load_others(paths: Sequence[str | Path]) -> list[Contender]:
     found = []
     for path, label in zip(map(Path, paths), _labels([Path(path) for path in paths]), strict=True):
         if path.suffix.lower() != ".onnx":
-            found.append(load_checkpoint("other", path, label))
+            found.append(load_checkpoint("other", path, label, trust))
             continue
         info = OnnxDetector(path, provider="cpu", threads=1).info
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]

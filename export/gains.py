@@ -62,9 +62,10 @@ def _of_setting(passed: dict[str, Row], comparable: bool | None) -> list[Finding
     if (plain := passed.get("baseline")) and comparable is not False:
         gain = signed(_ap(model) - _ap(plain))
         slower = 100 * (_ms(model) / _ms(plain) - 1)
-        same = abs(slower) <= SAME_LATENCY
-        place = "at the same latency" if same else f"at {signed(slower)} % latency"
-        sentence = f"{model.label} vs {plain.label}: {gain} mAP {place}" + f" ({signed(slower)} %)" * same
+        close, one = abs(slower) <= SAME_LATENCY, _one_network(model, plain)  # whose difference is noise
+        place = "at the same latency" if close or one else f"at {signed(slower)} % latency"
+        measured = f" ({signed(slower)} %)" if close else f" (one network, {signed(slower)} % apart)" * one
+        sentence = f"{model.label} vs {plain.label}: {gain} mAP {place}{measured}"
         found.append(Finding(((f"{gain} mAP", f"{model.label} over {plain.label}, {place}"),), sentence))
     if (teacher := passed.get("teacher")) and teacher.ap:
         share, speed = f"{100 * _ap(model) / teacher.ap:.0f} %", f"{_ms(teacher) / _ms(model):.1f} x"
@@ -98,9 +99,7 @@ def noise_note(rows: Sequence[Row]) -> str | None:
     worst: tuple[float, Row, Row] | None = None
     for setting in settings_of(rows):
         twins = [row for row in rows if row.setting == setting and row.role in {"model", "baseline"} and row.per_image]
-        if len(twins) < 2 or len({(row.name, row.backbone, row.parameters, row.gflops) for row in twins}) > 1:
-            continue
-        if twins[0].parameters is None:  # a foreign file: nothing says that the two are one network
+        if len(twins) < 2 or not _one_network(*twins):
             continue
         apart = 100 * (_ms(twins[0]) / _ms(twins[1]) - 1)
         if worst is None or abs(apart) > abs(worst[0]):
@@ -113,6 +112,12 @@ def noise_note(rows: Sequence[Row]) -> str | None:
         f"WARNING: NOISY LATENCY: {one.label} and {other.label} are the same network, so that the "
         f"{signed(apart)} % between them{place} is the noise of this machine: leave it idle, or ask for more rounds."
     )
+
+
+def _one_network(one: Row, other: Row) -> bool:
+    """True of two rows whose networks are the same but for the weights; of a file alone nothing says it."""
+    kinds = {(row.name, row.backbone, row.parameters, row.gflops) for row in (one, other)}
+    return len(kinds) == 1 and one.parameters is not None
 
 
 def _ap(row: Row) -> float:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from gid_yolo.errors import UserError
-from gid_yolo.export.quantize import LAYERS, leading_on, save_like
+from gid_yolo.export.quantize import LAYERS, conversion, leading_on, save
 
 # Operators on feature maps, and which of their inputs are such (the others are shapes and sizes). Normalisation is not
 # among them: its sums leave the range of FP16. Nor is softmax, whose sums lose digits.
@@ -37,21 +35,18 @@ def to_fp16(source: Path, target: Path) -> Path:
         `target`, with the metadata of `source`.
 
     Raises:
-        UserError: A weight that FP16 cannot hold.
+        UserError: A weight that FP16 cannot hold, or a failure; `target` is then as it was before.
     """
-    model = onnx.load(source)
-    graph = model.graph
-    nodes = _feature_nodes(graph)
-    halves = {name for node in nodes for name in node.output}  # tensors that become FP16
-    _halve_inputs(graph, nodes, halves)
-    _widen_outputs(graph, nodes, halves)
-    for value in graph.value_info:  # types of intermediate tensors, which onnxruntime finds by itself
-        if value.name in halves:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    with TemporaryDirectory(prefix=".fp16-", dir=target.parent) as folder:
-        made = Path(folder) / target.name
-        save_like(model, onnx.load(source, load_external_data=False), made)
-        made.replace(target)
+    with conversion(source, target, "FP16") as (model, made):
+        graph = model.graph
+        nodes = _feature_nodes(graph)
+        halves = {name for node in nodes for name in node.output}  # tensors that become FP16
+        _halve_inputs(graph, nodes, halves)
+        _widen_outputs(graph, nodes, halves)
+        for value in graph.value_info:  # types of intermediate tensors, which onnxruntime finds by itself
+            if value.name in halves:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT16
+        save(model, made)
     return target
 
 

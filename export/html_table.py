@@ -59,7 +59,7 @@ _COLUMNS = (
     Column("ap_difference", "ΔmAP", "ONNX file minus checkpoint, in points", 3),
     Column("box_difference", "Δbox px", "largest difference from PyTorch's boxes, in pixels", 5),
     Column("score_difference", "Δscore", "largest difference from PyTorch's scores", 7),
-    Column("parity", "parity", "whether it is the checkpoint's equal", None, True),
+    Column("parity", "parity", "fp32: the checkpoint's equal; lower: lost no more mAP than allowed", None, True),
 )
 _SIGNED = {"ap_drop", "ap_difference"}  # may be negative; of the others -1 says that there is nothing
 _WORDS = {"title", "backbone", "precision", "provider", "size", "parity"}
@@ -122,7 +122,7 @@ def _cell(column: Column, row: Row, value: Any) -> str:
         shown = f'<span class="dot"></span>{shown}'
     elif column.key == "parity":
         reason = f' title="{escape(row.failed)}"' if row.failed else ""
-        kind = "bad" if row.failed else "good" if row.compared else "open"
+        kind = "bad" if row.failed else "good" if row.compared and row.judged else "open"
         shown = f'<span class="parity {kind}"{reason}>{shown}</span>'
     return f'<{tag}{scope} class="{_kind(column)}" data-value="{escape(data)}">{shown}</{tag}>'
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 from ultralytics.utils import LOGGER
 
-from gid_yolo.export.contenders import Contender
+from gid_yolo.errors import UserError
+from gid_yolo.export.contenders import Contender, weigh
 from gid_yolo.export.evaluate import batches_of, spread, ten_columns
 from gid_yolo.export.half import to_fp16
 from gid_yolo.export.memory import peak_memory
@@ -69,7 +71,8 @@ class Matrix:
         self.settings, self.loaders, self.save_dir = settings, loaders, save_dir
         self.data, self.split = data, split
         self._known: dict[tuple[Any, ...], dict[str, float]] = {}
-        self._files: set[Path] = set()
+        self._weights: dict[tuple[Any, ...], tuple[float, float]] = {}
+        self._files: dict[Path, UserError | None] = {}  # why there is none
 
     def cells(self, contenders: Sequence[Contender]) -> list[Contender]:
         """The contenders, each in its settings.
@@ -89,7 +92,8 @@ class Matrix:
     def _alone(self, cell: Contender) -> Contender:
         """An ONNX file that was given: there is nothing to compare it with."""
         cell.onnx = cell.path
-        cell.columns = self._columns(cell)
+        with _failing(cell):
+            cell.columns = self._columns(cell)
         return cell
 
     def _exported(self, full: Contender) -> list[Contender]:
@@ -98,11 +102,12 @@ class Matrix:
         size = f"_{full.size[0]}x{full.size[1]}" if len(settings.sizes) > 1 else ""
         name = full.slug + size + (f"_b{full.batch}" if len(settings.batches) > 1 else "")
         full.onnx = self.save_dir / f"{name}.onnx"
-        if self._new(full.onnx):
-            export_onnx(full.network, full.onnx, list(full.size), full.batch)
-        compare_outputs(full, batches_of(self._loader(full).dataset, settings.images, full.batch))
-        if full.failed is None:
-            compare_scores(full, self._checkpoint_columns(full), self._columns(full))
+        full.parameters, full.gflops = self._weight(full)
+        with _failing(full):
+            self._make(full.onnx, partial(export_onnx, full.network, full.onnx, list(full.size), full.batch))
+            compare_outputs(full, batches_of(self._loader(full).dataset, settings.images, full.batch))
+            if full.failed is None:
+                compare_scores(full, self._checkpoint_columns(full), self._columns(full))
         return [full, *(self._lower(full, precision) for precision in settings.precisions[1:])]
 
     def _lower(self, full: Contender, precision: str) -> Contender:
@@ -113,32 +118,52 @@ class Matrix:
         if full.columns is None:
             cell.onnx, cell.failed = full.onnx, "its fp32 file failed"
             return cell
-        if self._new(file):
-            if precision == "int8":
-                quantize_int8(full.onnx, file, Calibration(self.data, full.size, full.batch))
+        make = partial(to_fp16, full.onnx, file)
+        if precision == "int8":
+            make = partial(quantize_int8, full.onnx, file, Calibration(self.data, full.size, full.batch))
+        with _failing(cell):
+            self._make(file, make)
+            columns = self._columns(cell)
+            cell.judged = full.columns["mAP"] > self.settings.max_ap_drop  # else not even 0 would be too little
+            cell.drop = full.columns["mAP"] - columns["mAP"]
+            if not cell.drop <= self.settings.max_ap_drop:
+                cell.failed = f"mAP is {cell.drop:.2f} lower than in fp32 (limit {self.settings.max_ap_drop:g})"
             else:
-                to_fp16(full.onnx, file)
-        columns = self._columns(cell)
-        cell.drop = full.columns["mAP"] - columns["mAP"]
-        if not cell.drop <= self.settings.max_ap_drop:
-            cell.failed = f"mAP is {cell.drop:.2f} lower than in fp32 (limit {self.settings.max_ap_drop:g})"
-        else:
-            cell.columns = columns
+                cell.columns = columns
         return cell
 
-    def _new(self, file: Path) -> bool:
-        """True at the first call: another provider runs the same file."""
-        known, self._files = file in self._files, self._files | {file}
-        return not known
+    def _make(self, file: Path, make: Callable[[], Any]) -> None:
+        """Write a file at the first call: another provider runs the same one, or fails of the same."""
+        if file not in self._files:
+            try:
+                make()
+                self._files[file] = None
+            except UserError as error:
+                self._files[file] = error
+        if (problem := self._files[file]) is not None:
+            raise problem
+
+    def _weight(self, cell: Contender) -> tuple[float, float]:
+        """Millions of parameters, billions of operations."""
+        key = (cell.slug, *cell.size)
+        if key not in self._weights:
+            self._weights[key] = weigh(cell.network, cell.size)
+        return self._weights[key]
 
     def _columns(self, cell: Contender) -> dict[str, float]:
-        """A file's ten columns."""
+        """A file's ten columns.
+
+        Raises:
+            UserError: It does not run, or what it gives are no numbers.
+        """
         several = len(self.settings.providers) > 1
         place = f"{cell.onnx.stem}_onnx" + f"_{cell.provider.replace(':', '')}" * several
         key = (cell.slug, cell.precision, cell.provider, *cell.size)
         if key not in self._known:
             LOGGER.info(f"{cell.label} ({cell.precision}, {cell.provider}):")
             detector = OnnxDetector(cell.onnx, provider=cell.provider, imgsz=cell.size, batch=cell.batch)
+            for images in batches_of(self._loader(cell).dataset, self.settings.images, cell.batch):
+                detector.finish(detector.run(images), cell.size, [cell.size] * len(images))  # refuses NaN
             self._known[key] = self._measure(detector, cell, place)
         return dict(self._known[key])
 
@@ -162,6 +187,15 @@ class Matrix:
 
     def _loader(self, cell: Contender) -> Any:
         return self.loaders[tuple(cell.size)]
+
+
+@contextmanager
+def _failing(cell: Contender) -> Iterator[None]:
+    """A file that does not run on a provider, or answers with no numbers, has failed: the others go on."""
+    try:
+        yield
+    except UserError as error:
+        cell.failed = str(error).rstrip(".")
 
 
 def measure_times(

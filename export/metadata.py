@@ -35,6 +35,8 @@ class FileInfo:
         final: True for an output (B, N, 6), xyxy, score, class, with the NMS inside; False for (B, 4 + C, R), xywh and
             class scores, NMS left outside.
         limits: `conf`, `iou` of the NMS and `max_det` that it is evaluated with.
+        limits_known: False of an NMS inside that goes by other limits, which the file does not say: Ultralytics writes
+            neither `conf` nor `iou`.
         dtype: Of the input.
         input: Name of the input.
     """
@@ -48,6 +50,7 @@ class FileInfo:
     most: int | None
     final: bool
     limits: Mapping[str, Any]
+    limits_known: bool
     dtype: type
     input: str
 
@@ -95,24 +98,48 @@ def _info(session: onnxruntime.InferenceSession, stored: dict[str, Any]) -> File
         wanted = "(batch, detections, 6)" if final else f"(batch, 4 + {len(names)}, boxes)"
         raise UserError(f"its output is {output}, where {wanted} is expected (head {stored.get('head', 'unknown')}).")
     batch, _, height, width = inputs[0].shape
-    fixed_batch, count = isinstance(batch, int), batch if isinstance(batch, int) else int(stored["batch"])
-    fixed_size = isinstance(height, int) and isinstance(width, int)
+    fixed_batch, fixed_size = isinstance(batch, int), isinstance(height, int) and isinstance(width, int)
+    count = batch if fixed_batch else stored["batch"]
     imgsz = stored["imgsz"] if isinstance(stored["imgsz"], list | tuple) else [stored["imgsz"]] * 2
+    height, width = (height, width) if fixed_size else imgsz
+    for side in (height, width):
+        check_limits({}, {"stride": stored["stride"], "batch": count, "imgsz": side})
+    limits, limits_known = _limits(stored, arguments, output[1] if final else None)
     return FileInfo(
         names=names,
-        size=(height, width) if fixed_size else (int(imgsz[0]), int(imgsz[1])),
+        size=(height, width),
         fixed_size=fixed_size,
-        stride=int(stored["stride"]),
+        stride=stored["stride"],
         batch=count,
         fixed_batch=fixed_batch,
         most=count if fixed_batch or arguments.get("nms") else None,
         final=final,
-        limits=_limits(stored),
+        limits=limits,
+        limits_known=limits_known,
         dtype=_TYPES[inputs[0].type],
         input=inputs[0].name,
     )
 
 
-def _limits(stored: dict[str, Any]) -> dict[str, Any]:
-    limits = _LIMITS | {"iou": _NMS_IOU.get(stored.get("head", ""), _LIMITS["iou"])} | stored.get("limits", {})
-    return {"conf": float(limits["conf"]), "iou": float(limits["iou"]), "max_det": int(limits["max_det"])}
+def _limits(stored: dict[str, Any], arguments: dict[str, Any], rows: Any) -> tuple[dict[str, Any], bool]:
+    """The limits, and whether those of an NMS inside are among them; `rows` is how many detections the output holds."""
+    said = {key: arguments[key] for key in _LIMITS if arguments.get("nms") and arguments.get(key) is not None}
+    limits = _LIMITS | {"iou": _NMS_IOU.get(stored.get("head", ""), _LIMITS["iou"])}
+    limits |= ({"max_det": rows} if isinstance(rows, int) else {}) | said | stored.get("limits", {})
+    check_limits({key: limits[key] for key in ("conf", "iou")}, {"max_det": limits["max_det"]})
+    known = not arguments.get("nms") or "limits" in stored or {"conf", "iou"} <= said.keys()
+    return {"conf": float(limits["conf"]), "iou": float(limits["iou"]), "max_det": int(limits["max_det"])}, known
+
+
+def check_limits(shares: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
+    """Refuse shares that are no numbers from 0 to 1, and counts that are no whole numbers of at least 1.
+
+    Raises:
+        UserError: There is one.
+    """
+    for key, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise UserError(f"{key}={share} must be a number from 0 to 1.")
+    for key, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise UserError(f"{key}={count} must be a whole number of at least 1.")

@@ -141,7 +141,7 @@ def _plot(rows: Sequence[Row]) -> str:
     drawn += f'<div class="for-narrow">{draw(rows, marks, 370, 400)}</div>'
     front = (
         "The steps join what no other row of its provider beats (the Pareto front); latencies within "
-        f"{SAME_LATENCY:g} % count as one."
+        f"{SAME_LATENCY:g} % count as one. They are of all rows, also where some are hidden."
     )
     return f"{drawn}<p>{front}</p>{failed}"
 
@@ -169,7 +169,8 @@ def _examples(report: BenchmarkReport) -> str:
     )
     body = "".join(figures(example, i, slots) for i, example in enumerate(report.examples))
     return (
-        '<section id="examples"><h2>Examples</h2><p>The same images for every model, as its fp32 file sees them.</p>'
+        '<section id="examples"><h2>Examples</h2><p>The same images for every model, as the first of its files in the '
+        "table sees them on the CPU.</p>"
         '<div class="controls"><label class="slider">score of at least '
         f'<input type="range" id="score" min="{LEAST}" max="0.9" step="0.05" value="{SHOWN}">'
         f'<output for="score">{SHOWN:.2f}</output></label>'

@@ -15,9 +15,11 @@ from ultralytics.nn.tasks import DetectionModel
 
 from gid_yolo.engine.detection_model import limited
 from gid_yolo.engine.distillable import is_yolo
+from gid_yolo.export.check import BOX_LIMIT, SCORE_LIMIT
 from gid_yolo.export.contenders import Contender
 from gid_yolo.export.providers import run, start
-from gid_yolo.export.to_onnx import BOX_LIMIT, SCORE_LIMIT, export
+from gid_yolo.export.session import OnnxDetector
+from gid_yolo.export.to_onnx import export
 
 AP_LIMIT = 0.1  # points of mAP between PyTorch and onnxruntime
 
@@ -28,12 +30,16 @@ def export_onnx(model: DetectionModel, path: Path, imgsz: list[int], batch: int,
 
 
 def compare_outputs(cell: Contender, batches: Sequence[Any]) -> None:
-    """First part of the parity gate: every box and score of some real images."""
+    """First part of the parity gate: every box and score of some real images.
+
+    Raises:
+        UserError: The file does not run on its provider.
+    """
     fused = deepcopy(cell.network).float().eval().fuse(verbose=False)
     if is_yolo(fused):
         fused.end2end = False
-    session = start(cell.onnx, cell.provider)
-    outputs = [run(session, images) for images in batches]
+    detector = OnnxDetector(cell.onnx, provider=cell.provider, imgsz=cell.size, batch=cell.batch)
+    outputs = [detector.run(images) for images in batches]
     if not getattr(fused, "end2end", False):
         cell.boxes, cell.scores = largest_differences(fused, outputs, batches)
     else:

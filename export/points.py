@@ -13,7 +13,7 @@ from gid_yolo.export.rows import Row, short
 _LOG_SPREAD = 5.0  # slowest over fastest from which a linear axis would squeeze the fast ones together
 _FEW = 8  # points up to which each is labelled with its numbers
 _ROLES = ("model", "baseline", "teacher", "other")
-_OTHERS = 3  # colours of models that are none of the three, used in turn
+_OTHERS = 6  # colours of models that are none of the three, used in turn
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Point:
         row: The row.
         x: Milliseconds for one image.
         y: mAP.
-        front: True where no row of its provider beats it: is better without being slower, or as good and faster.
-            Latencies as close as `SAME_LATENCY` are one: else the noise of a clock would put a bad twin on the front.
+        front: True where no row of its provider that is on the front beats it: is better without being slower, or as
+            good and faster. Latencies as close as `SAME_LATENCY` are one: else the noise of a clock would put a bad
+            twin on the front.
         letter: Stands for batch and size; empty where all rows share them.
     """
 
@@ -40,13 +41,22 @@ def points(rows: Sequence[Row]) -> list[Point]:
     """The rows that have both numbers."""
     shown = [(row, row.per_image, row.ap) for row in rows]
     plane = [(row, x, y) for row, x, y in shown if x is not None and y is not None]
-    letters = shapes(rows)
-    found = []
-    for row, x, y in plane:
-        rivals = [(a, b) for other, a, b in plane if other.provider == row.provider]
-        beaten = any((b > y and a <= x * (1 + SAME_LATENCY / 100)) or (b == y and a < x) for a, b in rivals)
-        found.append(Point(row, x, y, not beaten, letters.get((row.batch, row.height, row.width), "")))
-    return found
+    letters, front = shapes(rows), _front(plane)
+    return [
+        Point(row, x, y, i in front, letters.get((row.batch, row.height, row.width), ""))
+        for i, (row, x, y) in enumerate(plane)
+    ]
+
+
+def _front(plane: Sequence[tuple[Row, float, float]]) -> set[int]:
+    """Places of the rows on a front, found from the most accurate on: whatever could beat a row is judged before it."""
+    front: list[int] = []
+    for i in sorted(range(len(plane)), key=lambda i: (-plane[i][2], plane[i][1])):
+        row, x, y = plane[i]
+        rivals = [plane[j][1:] for j in front if plane[j][0].provider == row.provider]
+        if not any((b > y and a <= x * (1 + SAME_LATENCY / 100)) or (b == y and a < x) for a, b in rivals):
+            front.append(i)
+    return set(front)
 
 
 def shapes(rows: Sequence[Row]) -> dict[tuple[int, int, int], str]:

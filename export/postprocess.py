@@ -24,9 +24,14 @@ def from_dense(output: np.ndarray, *, conf: float, iou: float, max_det: int) -> 
 
     Returns:
         (N, 6) float32 by falling score: xyxy in pixels, score, class.
+
+    Raises:
+        FloatingPointError: A score is NaN, or a box over `conf` is not finite.
     """
-    kept = np.flatnonzero(output[4:].max(0) > conf)
+    best = output[4:].max(0)  # (R,), NaN where one is
+    kept = np.flatnonzero(best > conf)
     rows = output.T[kept].astype(np.float32, copy=False)  # (N, 4 + C)
+    _check_finite(best, rows)
     classes = rows[:, 4:].argmax(1)
     scores = rows[np.arange(len(rows)), 4 + classes]
     if len(rows) > MAX_CANDIDATES:
@@ -49,9 +54,19 @@ def from_final(output: np.ndarray, *, conf: float, max_det: int) -> np.ndarray:
 
     Returns:
         (M, 6) float32 by falling score.
+
+    Raises:
+        FloatingPointError: A score is NaN, or a detection is not finite.
     """
     rows = output[output[:, 4] > conf][:max_det].astype(np.float32)
+    _check_finite(output[:, 4], rows)
     return rows[np.argsort(-rows[:, 4], kind="stable")]
+
+
+def _check_finite(scores: np.ndarray, rows: np.ndarray) -> None:
+    """Raise an error if any score is NaN, which no comparison would find, or a value of the kept rows is not finite."""
+    if np.isnan(scores).any() or not np.isfinite(rows).all():
+        raise FloatingPointError("values that are not finite")
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou: float, most: int | None = None) -> np.ndarray:

@@ -43,10 +43,11 @@ def start(path: str | Path, provider: str | None = None, threads: int | None = N
         threads: Threads of the operators on the CPU; onnxruntime's choice (a thread a core) where None.
 
     Raises:
-        UserError: A file that cannot be opened, or the provider is unknown, absent or does not start.
+        UserError: A file that cannot be opened, more threads than cores, or the provider is unknown, absent or does not
+            start.
     """
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise UserError(f"threads={threads} must be a whole number of at least 1.")
+    if threads is not None:
+        check_threads(threads)
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist." if not Path(path).exists() else f"{path} is not a file.")
     if provider is not None:
@@ -146,6 +147,23 @@ def _session(path: str | Path, entries: list[Any], threads: int | None) -> onnxr
 def run(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
     """The first output for (B, 3, H, W) images; on a GPU, copies there and back included."""
     return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def check_threads(threads: Any) -> None:
+    """Refuse what is not a whole number from 1 to the cores that this process may run on.
+
+    Raises:
+        UserError: It is not.
+    """
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise UserError(f"threads={threads} must be a whole number of at least 1.")
+    if threads > (cores := core_count()):
+        raise UserError(f"threads={threads} must be at most {cores}, the cores of this machine.")
+
+
+def core_count() -> int:
+    """Cores that this process may run on, where the system says so; else those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_count() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from gid_yolo.errors import UserError
+from gid_yolo.export.providers import first_line
 
 LAYERS = {"Conv", "Gemm"}  # what computes; a MatMul between two activations (attention) gains nothing
 _ACTIVATIONS = {"Relu", "Clip"}  # between layers they become the range of a quantised tensor, and cost nothing
@@ -38,23 +40,22 @@ def quantize_int8(source: Path, target: Path, batches: Sequence[np.ndarray]) -> 
         `target`, with the metadata of `source`.
 
     Raises:
-        UserError: No images, a file that is quantised already, or one without layers.
+        UserError: No images, a file that is quantised already, one without layers, or a failure; `target` is then as it
+            was before.
     """
-    model = onnx.load(source)
-    if any(node.op_type in {"QuantizeLinear", "DynamicQuantizeLinear"} for node in model.graph.node):
-        raise UserError(f"{source} is quantised already: give the FP32 file.")
-    if not len(batches):
-        raise UserError(f"{source} cannot be quantised without images to find the ranges on.")
-    chosen = quantise_names(model.graph)
-    if not chosen:
-        raise UserError(f"{source} has no layer to quantise: convolutions behind which another layer comes.")
-    with TemporaryDirectory(prefix=".int8-", dir=target.parent) as folder:
-        made = Path(folder) / target.name
+    with conversion(source, target, "INT8") as (model, made):
+        if any(node.op_type in {"QuantizeLinear", "DynamicQuantizeLinear"} for node in model.graph.node):
+            raise UserError(f"{source} is quantised already: give the FP32 file.")
+        if not len(batches):
+            raise UserError(f"{source} cannot be quantised without images to find the ranges on.")
+        chosen = quantise_names(model.graph)
+        if not chosen:
+            raise UserError(f"{source} has no layer to quantise: convolutions behind which another layer comes.")
         logger, level = logging.getLogger(), logging.getLogger().level
         logger.setLevel(logging.ERROR)  # it recommends a preparation that onnxslim has done
         try:
             quantize_static(
-                source,
+                model,  # by its path, onnxruntime would write and delete a file of its own beside it
                 made,
                 _Reader(model.graph.input[0].name, batches),
                 quant_format=QuantFormat.QDQ,
@@ -68,9 +69,30 @@ def quantize_int8(source: Path, target: Path, batches: Sequence[np.ndarray]) -> 
             )
         finally:
             logger.setLevel(level)
-        save_like(onnx.load(made), model, made)
-        made.replace(target)
+        quantised = onnx.load(made)
+        del quantised.metadata_props[:]  # onnxruntime adds its own
+        quantised.metadata_props.extend(model.metadata_props)
+        save(quantised, made)
     return target
+
+
+@contextmanager
+def conversion(source: Path, target: Path, precision: str) -> Iterator[tuple[ModelProto, Path]]:
+    """A file's contents, and a place for what is made of them, which becomes `target` at the end if all went well.
+
+    Raises:
+        UserError: Anything failed; nothing is left behind.
+    """
+    try:
+        model = onnx.load(source)
+        with TemporaryDirectory(prefix=".convert-", dir=target.parent) as folder:
+            made = Path(folder) / target.name
+            yield model, made
+            made.replace(target)
+    except UserError:
+        raise
+    except Exception as error:  # those of onnxruntime and protobuf have no common base below Exception
+        raise UserError(f"{source} cannot be made {precision}: {first_line(error)}") from error
 
 
 def quantise_names(graph: GraphProto) -> list[str]:
@@ -111,9 +133,7 @@ class _Reader(CalibrationDataReader):
         self.left = iter(self.batches)
 
 
-def save_like(made: ModelProto, source: ModelProto, path: Path) -> None:
-    """Save with the metadata of the source, and as a version that onnxruntime loads."""
-    del made.metadata_props[:]
-    made.metadata_props.extend(source.metadata_props)
-    made.ir_version = min(made.ir_version, _IR_VERSION)
-    onnx.save(made, path)
+def save(model: ModelProto, path: Path) -> None:
+    """Save as a version that onnxruntime loads."""
+    model.ir_version = min(model.ir_version, _IR_VERSION)
+    onnx.save(model, path)

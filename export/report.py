@@ -30,8 +30,9 @@ class BenchmarkReport:
         notes: Footnotes of the table: failures, and differences that make the comparison unfair.
         save_dir: Where the files are.
         examples: Images of the split with what the models find, for the page.
-        comparable: Whether model and baseline had equal budgets; False takes their comparison out of the sentence
-            (the notes say why), None where that is unknown or there is no baseline.
+        comparable: Whether model and baseline had equal budgets; False, also where a checkpoint does not say, takes
+            their comparison out of the sentence (the notes say why); None where there is no baseline, or where it was
+            told to be a comparison all the same.
     """
 
     rows: tuple[Row, ...]

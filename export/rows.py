@@ -42,7 +42,7 @@ class Row:
         height: Of the input, in pixels; width likewise.
         parameters: Millions, batch normalisation folded; None where unknown, as in a foreign ONNX file.
         gflops: Of one image; None where they could not be counted.
-        file_size: Of the ONNX file, in MB (1e6 bytes).
+        file_size: Of the ONNX file, in MB (1e6 bytes); None where it could not be made.
         preprocess: Median milliseconds per batch to make the network's input, timed apart; postprocess likewise.
         p50: Median milliseconds per batch of the network alone; p95 and p99 likewise.
         images_per_second: Of the network alone, over all timed runs.
@@ -54,6 +54,7 @@ class Row:
         ap_drop: mAP of the same model's fp32 file minus this one's; None for fp32.
         failed: Why the file's results do not count, or None.
         compared: False where there was nothing to compare, so that nothing is known of its equality.
+        judged: False of a lower precision whose fp32 file finds so little that no loss would be too much.
     """
 
     role: str
@@ -67,7 +68,7 @@ class Row:
     width: int
     parameters: float | None = None
     gflops: float | None = None
-    file_size: float
+    file_size: float | None
     preprocess: float | None = None
     p50: float | None = None
     p95: float | None = None
@@ -82,6 +83,7 @@ class Row:
     ap_drop: float | None = None
     failed: str | None = None
     compared: bool = True
+    judged: bool = True
 
     @property
     def setting(self) -> Setting:
@@ -106,8 +108,10 @@ class Row:
 
     @property
     def parity(self) -> str:
-        """Whether it is the checkpoint's equal, in one word or two."""
-        return "FAILED" if self.failed else "ok" if self.compared else "not compared"
+        """Whether it passed its gate: fp32 as the checkpoint's equal, a lower precision by the mAP it lost."""
+        if self.failed:
+            return "FAILED"
+        return "not compared" if not self.compared else "ok" if self.judged else "not judged"
 
     @property
     def ap(self) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gid_yolo.errors import UserError
-from gid_yolo.export.metadata import FileInfo, read_info
+from gid_yolo.export.metadata import FileInfo, check_limits, read_info
 from gid_yolo.export.postprocess import from_dense, from_final, scale_boxes
 from gid_yolo.export.preprocess import Fit, fit, letterbox, read_image, to_input
 from gid_yolo.export.providers import first_line, open_session, run, start
@@ -55,7 +55,7 @@ class OnnxDetector:
         path: The file.
         provider: `cpu`, `cuda`, `cuda:1`, `tensorrt`, `openvino`, ...: see `providers.start`. By default the best that
             starts; what really runs is in the attribute `provider`.
-        threads: Threads on the CPU; by default one a core.
+        threads: Threads on the CPU, one a core at most; by default one a core.
         conf: Score over which a box is a detection. A file with NMS inside has besides the one it was exported with.
         iou: Threshold of the NMS outside the file; by default what the file says it is evaluated with (RetinaNet 0.5,
             FCOS 0.6), and Ultralytics' 0.7 where it does not.
@@ -87,7 +87,10 @@ class OnnxDetector:
         batch: int | None = None,
         rect: bool = True,
     ) -> None:
-        _check_limits({"conf": conf, "iou": iou}, {"max_det": max_det, "batch": batch})
+        check_limits(
+            {"conf": conf, "iou": 0 if iou is None else iou},
+            {"max_det": max_det, "batch": 1 if batch is None else batch},
+        )
         self.path = Path(path)
         self.session = start(path, provider, threads)
         self.provider: str = self.session.get_providers()[0]
@@ -179,13 +182,21 @@ class OnnxDetector:
             output: What `run` gave.
             size: Height and width of the network's input.
             shapes: Height and width of each image.
+
+        Raises:
+            UserError: Scores are NaN, or a detection is not finite.
         """
         found = []
         for rows, shape in zip(output, shapes, strict=True):
-            if self.info.final:
-                rows = from_final(rows, conf=self.conf, max_det=self.max_det)
-            else:
-                rows = from_dense(rows, conf=self.conf, iou=self.iou, max_det=self.max_det)
+            try:
+                if self.info.final:
+                    rows = from_final(rows, conf=self.conf, max_det=self.max_det)
+                else:
+                    rows = from_dense(rows, conf=self.conf, iou=self.iou, max_det=self.max_det)
+            except FloatingPointError as error:
+                raise UserError(
+                    f"{self.path} gives {error}: its weights or its precision are broken, export it again."
+                ) from error
             boxes = scale_boxes(rows[:, :4], size, shape[:2])
             found.append(Detections(boxes, rows[:, 4], rows[:, 5].astype(np.int64), self.names))
         return found
@@ -212,12 +223,3 @@ class OnnxDetector:
             kind = "no other number of" if self.info.fixed_batch else "no more"
             raise UserError(f"batch={batch}: {self.path} takes {self.info.batch} and {kind} images in a run.")
         return batch
-
-
-def _check_limits(shares: Mapping[str, float | None], counts: Mapping[str, int | None]) -> None:
-    for key, value in shares.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1):
-            raise UserError(f"{key}={value} must be a number from 0 to 1.")
-    for key, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UserError(f"{key}={value} must be a whole number of at least 1.")

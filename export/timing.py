@@ -5,13 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
-import onnxruntime
-
-from gid_yolo.export.providers import run
 
 
 @dataclass(frozen=True)
@@ -65,17 +61,3 @@ def latency(times: Sequence[float], batch: int) -> Latency:
     """Percentiles (linear between neighbours) of milliseconds per batch."""
     p50, p95, p99 = (float(p) for p in np.percentile(times, [50, 95, 99]))
     return Latency(p50, p95, p99, batch * len(times) * 1e3 / float(np.sum(times)))
-
-
-def measure(
-    sessions: Mapping[str, onnxruntime.InferenceSession],
-    batches: Sequence[np.ndarray],
-    *,
-    warmup: int,
-    runs: int,
-    rounds: int,
-) -> dict[str, Latency]:
-    """Latency of each session on real images."""
-    calls = {name: partial(run, session) for name, session in sessions.items()}
-    times = interleave(calls, batches, warmup=warmup, runs=runs, rounds=rounds)
-    return {name: latency(values, batches[0].shape[0]) for name, values in times.items()}

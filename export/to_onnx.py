@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from torch import nn
-from ultralytics.cfg import _handle_deprecation
+from ultralytics.cfg import _handle_deprecation, check_cfg
+from ultralytics.data.utils import get_split_fraction
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import LOGGER
+from ultralytics.utils import DEFAULT_CFG, LOGGER
 
 from gid_yolo.engine.distillable import is_yolo
 from gid_yolo.engine.exporter import GIDExporter
 from gid_yolo.errors import UserError
+from gid_yolo.export.check import ENOUGH, check_file
 from gid_yolo.export.evaluate import image_size, open_split, read_data, spread
 from gid_yolo.export.half import to_fp16
+from gid_yolo.export.metadata import check_limits
 from gid_yolo.export.quantize import quantize_int8
-from gid_yolo.export.session import open_session, run
+from gid_yolo.export.session import open_session
 from gid_yolo.export.winograd import to_winograd
 
 _QUANTIZE = {"none": "fp32", "32": "fp32", "fp32": "fp32", "16": "fp16", "fp16": "fp16", "8": "int8", "int8": "int8"}
+_FLAGS = ("nms", "dynamic", "simplify", "winograd", "half", "int8", "end2end", "agnostic_nms")
 CALIBRATION_IMAGES = 128
-# What PyTorch and onnxruntime may differ by in fp32, in pixels and probability: far under what an NMS could notice
-BOX_LIMIT, SCORE_LIMIT = 0.05, 1e-3
-# Likewise on noise, which no network was trained for and which an ill-conditioned one makes more of
-NOISE_BOX_LIMIT, NOISE_SCORE_LIMIT = 0.5, 0.01
+_TEMPORARY = re.compile(r"\.export-\w+[/\\]")
 _FAILURES = (ImportError, OSError, ValueError, RuntimeError, AssertionError, TypeError, KeyError, IndexError)
 
 
@@ -39,8 +40,9 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
 
     Args:
         model: One of our detectors or a YOLO.
-        arguments: `imgsz`, `batch`, `dynamic`, `nms`, `quantize` (16: FP16, 8: INT8), `conf`, `iou` and `max_det` of
-            the NMS in the graph, `data` on whose training images INT8's ranges are found, `winograd` (see
+        arguments: `imgsz`, `batch`, `dynamic`, `quantize` (16: FP16, 8: INT8), `nms` (True: in the graph; False: YOLO's
+            head that needs none, of models that have one; None: left outside), `conf`, `iou` and `max_det` of the NMS
+            in the graph, `data` and `fraction`, on whose training images INT8's ranges are found, `winograd` (see
             `to_winograd`), `opset`, `simplify`, `device`.
         path: The file; by default beside the checkpoint, with `_fp16` or `_int8` behind its name.
 
@@ -48,42 +50,104 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
         The file.
 
     Raises:
-        UserError: Arguments that cannot work together, or an export that failed; a file of before stays as it was.
+        UserError: Arguments that cannot work, or an export that failed; a file of before stays as it was.
     """
-    args: dict[str, Any] = _handle_deprecation(dict(arguments))  # half= and int8= become quantize=
-    if str(args.get("format") or "onnx").lower() != "onnx":
-        raise UserError(f"format={args['format']} is not supported: gid-yolo exports format=onnx.")
-    if args.get("nms") and args.get("agnostic_nms"):
-        raise UserError("agnostic_nms=True is not supported with nms=True: leave the NMS outside, nms=False.")
-    precision = precision_of(args.get("quantize"))
-    _check_winograd(args, precision)
-    args["imgsz"] = image_size(args["imgsz"], int(model.stride.max()))
+    args, precision = _checked(arguments, model)
     path = path or _beside_checkpoint(model, precision)
     calibration = None
     if precision == "int8":
-        if not args.get("data"):
-            raise UserError(
-                "quantize=8 finds its ranges on real images: give the data the model was trained on, data=."
-            )
-        calibration = Calibration(args.get("data"), args["imgsz"], args["batch"])
+        calibration = Calibration(args["data"], args["imgsz"], args["batch"], args.get("fraction"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            GIDExporter(made, overrides={**args, "mode": "export", "task": "detect"})(model=model)
-            replaced = to_winograd(made, made) if args.get("winograd") else None
-            said = _check(made, model)
+        with _without_temporary(), tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+            made, copy = Path(folder) / path.name, Path(folder) / "lowered.onnx"
+            network, replaced = _written(made, model, args)
+
+            def lowered(conf: float) -> tuple[Path, nn.Module]:
+                limits = {"conf": conf, "max_det": max(args.get("max_det") or 0, ENOUGH)}
+                return copy, _written(copy, model, args | limits)[0]
+
+            said = check_file(made, network, calibration[0] if calibration else None, lowered)
             if precision != "fp32":
                 made, said = _converted(made, precision, calibration), ""
             made.replace(path)
-    except UserError:
-        raise
     except _FAILURES as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the export to {path} failed ({type(error).__name__}): {reason}") from error
-    said += "" if replaced is None else f"; {replaced} convolutions by Winograd's algorithm"
-    LOGGER.info(f"ONNX file: {path.resolve()}, {precision}, {_layout(path)}{said}")
+        reason = _TEMPORARY.sub("", " ".join(str(error).split()))
+        if not isinstance(error, UserError):
+            reason = f"the export to {path} failed ({type(error).__name__}): {reason[:300]}"
+        raise UserError(reason) from error
+    LOGGER.info(f"ONNX file: {path.resolve()}, {precision}, {_layout(path)}{said}{replaced}")
     return path
+
+
+def _checked(arguments: Mapping[str, Any], model: DetectionModel) -> tuple[dict[str, Any], str]:
+    """The arguments as they are worked with, and the precision.
+
+    Raises:
+        UserError: They cannot work, alone or together.
+    """
+    args: dict[str, Any] = dict(arguments)
+    if str(args.get("format") or "onnx").lower() != "onnx":
+        raise UserError(f"format={args['format']} is not supported: gid-yolo exports format=onnx.")
+    for key in _FLAGS:
+        if not (args.get(key) is None or isinstance(args[key], bool)):  # a word such as no would count as True
+            raise UserError(f"{key}={args[key]} must be True or False.")
+    if len(asked := [f"{key}={args[key]}" for key in ("half", "int8", "quantize") if args.get(key)]) > 1:
+        raise UserError(f"{' and '.join(asked)} each give a precision: give quantize=16 or quantize=8 alone.")
+    args = _handle_deprecation(args)  # half= and int8= become quantize=
+    check_limits({}, {"batch": args.setdefault("batch", DEFAULT_CFG.batch)})
+    args["imgsz"] = image_size(args["imgsz"], int(model.stride.max()))
+    inside = args.get("nms") or (getattr(model, "end2end", False) and not is_yolo(model))
+    if inside and args.get("agnostic_nms"):
+        raise UserError("agnostic_nms=True is not supported with the NMS in the file: leave agnostic_nms= out.")
+    precision = precision_of(args.get("quantize"))
+    if args.get("winograd") and (precision != "fp32" or args.get("dynamic")):
+        raise UserError(
+            "winograd=True is for FP32 files of a fixed size: leave quantize= and dynamic= out, or winograd=True."
+        )
+    if precision == "int8" and not args.get("data"):
+        raise UserError("quantize=8 finds its ranges on real images: give the data the model was trained on, data=.")
+    if args.get("fraction") is not None:
+        if precision != "int8":
+            raise UserError(f"fraction={args['fraction']} chooses the images of quantize=8: leave it out, or add that.")
+        args["fraction"] = _fraction(args["fraction"])
+    return args, precision
+
+
+def _fraction(fraction: Any) -> float | int:
+    """Share or number of the training images, out of what Ultralytics takes for `fraction=`.
+
+    Raises:
+        UserError: Something else.
+    """
+    given = {"fraction": fraction}
+    try:
+        check_cfg(given)
+        return get_split_fraction(given["fraction"], "train")
+    except (TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+@contextmanager
+def _without_temporary() -> Iterator[None]:
+    """Leave out of the log what Ultralytics says of a file that is neither checked nor in its place."""
+
+    def wanted(record: Any) -> bool:
+        return not _TEMPORARY.search(record.getMessage())
+
+    LOGGER.addFilter(wanted)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(wanted)
+
+
+def _written(path: Path, model: DetectionModel, args: dict[str, Any]) -> tuple[nn.Module, str]:
+    """The network that was traced, in evaluation mode and fp32, on the CPU; and what was done besides, for the log."""
+    exporter = GIDExporter(path, overrides={**args, "mode": "export", "task": "detect"})
+    exporter(model=model)
+    said = f"; {to_winograd(path, path)} convolutions by Winograd's algorithm" if args.get("winograd") else ""
+    return exporter.model.float().cpu().eval(), said
 
 
 def precision_of(quantize: Any) -> str:
@@ -100,16 +164,6 @@ def precision_of(quantize: Any) -> str:
     return known
 
 
-def _check_winograd(args: Mapping[str, Any], precision: str) -> None:
-    wanted = args.get("winograd")
-    if wanted not in (None, True, False):
-        raise UserError(f"winograd={wanted} must be True or False.")
-    if wanted and (precision != "fp32" or args.get("dynamic")):
-        raise UserError(
-            "winograd=True is for FP32 files of a fixed size: leave quantize= and dynamic= out, or winograd=True."
-        )
-
-
 class Calibration(Sequence[np.ndarray]):
     """Images of the training split for INT8's ranges, letterboxed as the file will see them, read when asked for.
 
@@ -119,16 +173,19 @@ class Calibration(Sequence[np.ndarray]):
         data: Data set.
         imgsz: Height and width of the file's input.
         batch: Images an array.
-        count: Images in all, spread evenly over the split.
+        fraction: Share of the images as a float, or their number as an int; `CALIBRATION_IMAGES` at most where None.
+            They are spread evenly over the split.
 
     Raises:
         UserError: No such data set, or no training images.
     """
 
-    def __init__(self, data: Any, imgsz: Sequence[int], batch: int, count: int = CALIBRATION_IMAGES) -> None:
+    def __init__(self, data: Any, imgsz: Sequence[int], batch: int, fraction: float | int | None = None) -> None:
         path, contents = read_data(data, "train")
         self.dataset = open_split(path, contents, split="train", imgsz=imgsz, batch=batch).dataset
-        self.chosen, self.batch, self.path = spread(len(self.dataset), count), batch, path
+        images = len(self.dataset)
+        count = fraction if isinstance(fraction, int) else max(1, round(images * fraction)) if fraction else None
+        self.chosen, self.batch, self.path = spread(images, count or CALIBRATION_IMAGES), batch, path
 
     def __len__(self) -> int:
         return -(-len(self.chosen) // self.batch)
@@ -162,44 +219,6 @@ def _converted(source: Path, precision: str, calibration: Calibration | None) ->
     onnx.save(contents, target)
     open_session(target)  # or an error that says why it cannot be opened
     return target
-
-
-@torch.no_grad()
-def _check(path: Path, model: DetectionModel) -> str:
-    """Run the file once beside the network, and say how far they are from each other.
-
-    Raises:
-        UserError: They differ by more than rounding.
-    """
-    session = open_session(path)
-    declared, least = session.get_inputs()[0].shape, (1, 3, 64, 64)  # sizes for axes that are dynamic
-    shape = [size if isinstance(size, int) else some for size, some in zip(declared, least, strict=True)]
-    images = np.random.default_rng(0).random(shape, dtype=np.float32)
-    found = run(session, images)
-    if found.shape[-1] == 6:  # final: which of two nearly equal boxes of noise stays is no matter
-        return ""
-    fused = deepcopy(model).float().cpu().eval().fuse(verbose=False)
-    if is_yolo(fused):
-        fused.end2end = False
-    expected = dense_output(fused, images)
-    difference = (
-        np.abs(expected.astype(np.float64) - found) if expected.shape == found.shape else np.full((1, 5, 1), np.inf)
-    )
-    boxes, scores = float(difference[:, :4].max()), float(difference[:, 4:].max())
-    if not (boxes <= NOISE_BOX_LIMIT and scores <= NOISE_SCORE_LIMIT):  # NaN fails too
-        raise UserError(
-            f"the ONNX file does not answer as the checkpoint does: boxes differ by up to {boxes:.3g} px (limit "
-            f"{NOISE_BOX_LIMIT}), scores by {scores:.3g} (limit {NOISE_SCORE_LIMIT}); it was not written. Try another "
-            "opset=, or simplify=False."
-        )
-    return f"; on noise within {boxes:.1g} px and {scores:.1g} of PyTorch"
-
-
-def dense_output(model: nn.Module, images: np.ndarray) -> np.ndarray:
-    """What the network in evaluation mode gives for (B, 3, H, W) images, before an NMS outside of it."""
-    with torch.no_grad():
-        found = model(torch.from_numpy(images))
-    return (found if isinstance(found, torch.Tensor) else found[0]).numpy()
 
 
 def _layout(path: Path) -> str:

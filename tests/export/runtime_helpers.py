@@ -1,9 +1,11 @@
 """Small ONNX files of each kind for the tests of the runtime: random weights, real exports."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from onnx import TensorProto, helper, save
 from torch import nn
@@ -12,6 +14,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.errors import UserError
 from gid_yolo.export.parity import export_onnx
 
 NAMES = {0: "round", 1: "tall", 2: "wide"}
@@ -19,7 +22,12 @@ META = {"task": "detect", "names": str(NAMES), "imgsz": "[64, 96]", "stride": "3
 
 
 def export(folder: Path, name: str, imgsz: list[int], *, batch: int = 1, settle: bool = False, **arguments) -> Path:
-    """The file of a model with random weights, whose scores and boxes differ from image to image."""
+    """The file of `model_of`."""
+    return export_onnx(model_of(name, settle=settle), folder / f"{Path(name).stem}.onnx", imgsz, batch, **arguments)
+
+
+def model_of(name: str, *, settle: bool = False) -> DetectionModel:
+    """A model with random weights, whose scores and boxes differ from image to image."""
     torch.manual_seed(0)
     kind = DetectionModel if name.endswith(".yaml") else GIDDetectionModel
     model = kind(name, nc=len(NAMES), verbose=False).eval()
@@ -42,7 +50,7 @@ def export(folder: Path, name: str, imgsz: list[int], *, batch: int = 1, settle:
         for branch in head.cv3:
             branch[-1].weight.data *= 0.2  # no float32 probability is 1, which would tie
             branch[-1].bias.data.zero_()  # about half of the scores over 0.5
-    return export_onnx(model, folder / f"{Path(name).stem}.onnx", imgsz, batch, **arguments)
+    return model
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -67,3 +75,11 @@ def handmade(
     helper.set_model_props(model, META if meta is None else meta)
     save(model, path)
     return path
+
+
+def one_sentence(part: str, call: Callable[[], object]) -> None:
+    """The call raises a UserError of one line that holds `part`."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -38,6 +38,11 @@ def test_a_bad_twin_is_not_on_the_front_for_the_noise_of_a_clock():
     assert [p.front for p in plane((10.0, 40), (10.0, 40))] == [True, True]
 
 
+def test_only_the_front_beats():
+    # each within 5 % of the next, but the first is 8 % faster than the last: beaten by what is beaten itself, it stays
+    assert [p.front for p in plane((10.0, 20), (10.4, 30), (10.8, 40))] == [True, False, True]
+
+
 def test_each_provider_has_its_front():
     rows = [make_row("model", 40.0, 10.0), make_row("model", 40.0, 2.0, provider=CUDA)]
     rows += [make_row("teacher", 50.0, 40.0), make_row("teacher", 50.0, 4.0, provider=CUDA)]
@@ -55,8 +60,8 @@ def test_sizes_and_batches_get_letters_where_there_are_several():
 
 
 def test_other_models_take_colours_in_turn():
-    rows = [make_row("model"), *(make_row("other", label=name) for name in "abcd")]
-    assert list(colours(rows).values()) == ["model", "other0", "other1", "other2", "other0"]
+    rows = [make_row("model"), *(make_row("other", label=name) for name in "abcdefg")]
+    assert list(colours(rows).values()) == ["model", *(f"other{i}" for i in range(6)), "other0"]
 
 
 @pytest.mark.parametrize("values", [[10.0], [10.0, 10.0], [10.0, 12.0], [0.01, 900.0], [0.5, 4.0]])

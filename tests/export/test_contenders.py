@@ -78,7 +78,7 @@ def test_what_has_no_checkpoint_is_not_compared(report):
         f"note: NOT COMPARED with PyTorch: {label} is an ONNX file alone." for label in ("open", "closed")
     ]
     assert set(report.settings["checkpoints"]) == {"model", "open", "closed", "best"}
-    assert {label for example in report.examples for label in example.detections} == {"model", "open", "best"}
+    assert {label for example in report.examples for label in example.detections} == {"model", "open", "closed", "best"}
 
 
 def test_given_files_are_left_alone(report, files):
@@ -126,6 +126,8 @@ def test_precision_is_read_from_the_file(tmp_path, files):
     [
         ({"others": "missing.onnx"}, r"missing\.onnx does not exist"),
         ({"others": "missing.pt"}, r"others=missing\.pt does not exist"),
+        ({"others": "."}, r"others=\. is a folder: give a checkpoint in it"),
+        ({"baseline": "x.onnx"}, r"baseline=x\.onnx is an ONNX file: give the checkpoint .* others=x\.onnx"),
         ({"others": " , "}, r"others= ,  names no file"),
         ({"provider": "npu"}, "provider=npu is not known: cpu, cuda, tensorrt"),
         ({"provider": "cpu,cpu:0"}, "provider=cpu:0 is not known"),
@@ -188,6 +190,47 @@ def test_every_provider_has_its_rows(tmp_path, monkeypatch, data, checkpoint):
         assert asked.count((name, "openvino")) == (3 if name == "model.onnx" else 2)
     assert report.rows[0].columns == report.rows[2].columns
     assert report.settings["providers"] == ["CPUExecutionProvider", "OpenVINOExecutionProvider"]
+
+
+def test_a_file_that_fails_on_one_provider_does_not_end_the_others(tmp_path, monkeypatch, data, checkpoint, files):
+    start = providers._start
+
+    def stand_in(path, provider, threads):
+        if provider == "openvino" and Path(path).name in {"model_fp16.onnx", "open.onnx"}:
+            raise UserError(f"{path} does not start.")
+        return start(path, "cpu", threads)
+
+    monkeypatch.setattr(providers, "_start", stand_in)
+    for module in (arguments, contenders):
+        monkeypatch.setattr(module, "check_provider", lambda name: providers.PROVIDERS[name])
+    given = {**QUICK, "provider": ["cpu", "openvino"], "precision": "fp32,fp16", "others": files / "open.onnx"}
+    report = benchmark(checkpoint, data=data, project=str(tmp_path), **given)
+    failed = {(row.label, row.precision, row.provider) for row in report.rows if row.failed}
+    assert failed == {
+        (label, precision, "OpenVINOExecutionProvider") for label, precision in (("model", "fp16"), ("open", "fp32"))
+    }
+    assert all("does not start" in row.failed for row in report.rows if row.failed)
+    assert len(report.rows) == 6
+
+
+def test_a_file_of_no_numbers_and_one_of_unknown_limits_are_told(tmp_path, data, checkpoint, files):
+    export(GID(checkpoint).model, {"imgsz": 64}, tmp_path / "broken.onnx")  # an NMS inside would drop what is NaN
+    broken, foreign = onnx.load(tmp_path / "broken.onnx"), onnx.load(files / "open.onnx")
+    for weight in broken.graph.initializer:
+        if len(weight.dims) == 4:
+            values = onnx.numpy_helper.to_array(weight) * np.float32("nan")
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(broken, tmp_path / "broken.onnx")
+    kept = {entry.key: entry.value for entry in foreign.metadata_props if entry.key != "limits"}
+    onnx.helper.set_model_props(foreign, kept | {"args": str({"nms": True})})
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    others = [tmp_path / "broken.onnx", tmp_path / "foreign.onnx"]
+    report = benchmark(checkpoint, data=data, others=others, project=str(tmp_path / "runs"), **QUICK)
+    assert {row.label: row.failed is not None for row in report.rows} == {
+        **{"model": False, "broken": True, "foreign": False}
+    }
+    assert "LIMITS UNKNOWN: foreign has its NMS inside" in "".join(report.notes)
+    assert "LIMITS UNKNOWN: broken" not in "".join(report.notes)
 
 
 def test_a_contender_without_a_checkpoint_has_no_network(tmp_path):

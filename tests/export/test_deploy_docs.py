@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from runtime_helpers import export, picture
 
@@ -50,6 +51,35 @@ def test_the_script_finds_what_the_package_finds(folder, name):
         np.testing.assert_allclose(rows[:, 0], found.scores, atol=6e-4)
         height, width = picture(70, 131).shape[:2] if image == "a.jpg" else (131, 70)
         np.testing.assert_allclose(rows[:, 1:].clip(0, [width, height] * 2), found.boxes, atol=0.06)
+
+
+def run_script(*words):
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True, timeout=60)
+
+
+def test_the_script_takes_one_image_size_and_the_iou_of_the_file(folder):
+    path = export(folder, "retina_nano", [96, 96], dynamic=True, settle=True, iou=0.2)
+    detector = OnnxDetector(path, provider="cpu", rect=False)
+    assert detector.iou == 0.2  # not the family's
+    output = detector.run(detector.prepare([picture(70, 131)]))[0]
+    detector.conf = float(np.sort(output[4:].max(0))[-150:][0])
+    model = onnx.load(path)
+    for entry in model.metadata_props:
+        if entry.key == "imgsz":
+            entry.value = "96"
+    onnx.save(model, path)
+    (found,) = detector(folder / "a.jpg")
+    detector.iou = 0.5
+    assert len(detector(folder / "a.jpg")[0]) > len(found)  # the threshold matters
+    assert len(run_script(path, folder / "a.jpg", repr(detector.conf)).stdout.splitlines()) == len(found)
+
+
+def test_the_script_says_that_an_image_is_missing(folder):
+    path = export(folder, "retina_nano", [96, 128])
+    done = run_script(path, folder / "none.jpg")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"{folder / 'none.jpg'} is not an image that OpenCV can read."
+    assert "Traceback" not in done.stderr
 
 
 def test_the_script_needs_nothing_else():

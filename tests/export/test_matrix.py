@@ -42,6 +42,14 @@ def test_every_setting_has_a_row_and_a_file(report):
     assert sizes["int8"] < sizes["fp16"] < sizes["fp32"]
 
 
+def test_a_limit_that_nothing_could_miss_is_no_gate(report):
+    """100 points of mAP are more than any file has."""
+    for row in report.rows:
+        assert row.parity == ("ok" if row.precision == "fp32" else "not judged")
+    told = [note for note in report.notes if note.startswith("WARNING: NOT JUDGED: distilled ")]
+    assert len(told) == len([row for row in report.rows if row.precision != "fp32"]) == 8
+
+
 def test_accuracy_is_of_the_size_and_precision(report):
     rows = {(row.precision, row.batch, row.width): row for row in report.rows}
     for (precision, _, width), row in rows.items():
@@ -77,6 +85,22 @@ def test_a_precision_that_loses_too_much_has_failed(tmp_path, monkeypatch, data,
     assert int8.ap_drop == pytest.approx(lost)
     assert int8.p50 is int8.columns is None
     assert any("distilled int8" in note and "lower than in fp32" in note for note in report.notes)
+
+
+def test_a_file_that_cannot_be_made_has_failed_everywhere(tmp_path, monkeypatch, data, checkpoint):
+    tries = []
+
+    def broken(source, target, batches):
+        tries.append(target)
+        raise UserError("its layers cannot be quantised.")
+
+    monkeypatch.setattr(matrix, "quantize_int8", broken)
+    given = {**QUICK, "precision": "fp32,int8", "imgsz": [[64, 64], [64, 96]]}
+    report = benchmark(checkpoint, data=data, project=str(tmp_path), **given)
+    assert [row.failed for row in report.rows] == [None, "its layers cannot be quantised"] * 2
+    assert len(tries) == 2  # once a file
+    assert [row.file_size is None for row in report.rows] == [False, True] * 2
+    assert (report.save_dir / "benchmark.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,46 @@ def test_what_cannot_be_quantised_is_said(tmp_path):
     assert not (tmp_path / "x.onnx").exists()
 
 
+def test_a_file_beside_the_source_is_left_alone_and_its_folder_may_be_closed(tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    source = chain(folder / "a.onnx", "Conv", "Conv")
+    (folder / "a-inferred.onnx").write_bytes(b"a user's")  # the name that onnxruntime would take
+    folder.chmod(0o555)
+    try:
+        quantize_int8(source, tmp_path / "8.onnx", [np.zeros((1, 1, 4, 4), np.float32)])
+        to_fp16(source, tmp_path / "16.onnx")
+    finally:
+        folder.chmod(0o755)
+    assert (folder / "a-inferred.onnx").read_bytes() == b"a user's"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["16.onnx", "8.onnx", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "make"),
+    [("INT8", lambda a, b: quantize_int8(a, b, [np.zeros((2, 3), np.float32)])), ("FP16", to_fp16)],
+)
+def test_a_conversion_that_fails_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch, precision, make):
+    (tmp_path / "text.onnx").write_bytes(b"no protobuf")
+    source = chain(tmp_path / "a.onnx", "Conv", "Conv")
+    target = tmp_path / "x.onnx"
+    target.write_bytes(b"of before")
+    with pytest.raises(UserError, match=rf"text\.onnx cannot be made {precision}: .*"):
+        make(tmp_path / "text.onnx", target)
+    with pytest.raises(UserError, match=f"a.onnx cannot be made {precision}"):
+        make(source, tmp_path / "none" / "x.onnx")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx, "save", full)
+    with pytest.raises(UserError, match=f"a.onnx cannot be made {precision}: .*") as caught:
+        make(source, target)
+    assert "\n" not in str(caught.value)
+    assert target.read_bytes() == b"of before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "text.onnx", "x.onnx"]
+
+
 def test_weights_that_half_precision_cannot_hold(tmp_path):
     path = chain(tmp_path / "a.onnx", "Conv", "Conv")
     model = onnx.load(path)

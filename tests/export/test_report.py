@@ -40,8 +40,13 @@ def test_gains_say_what_distillation_won():
 
 
 def test_gains_do_not_call_another_latency_the_same():
-    sentence = gains([make_row("model", 29.0, 12.0), make_row("baseline", 30.0, 10.0)])
+    sentence = gains([make_row("model", 29.0, 12.0, gflops=9.0), make_row("baseline", 30.0, 10.0)])
     assert sentence == "distilled vs plain: -1.0 mAP at +20.0 % latency"
+
+
+def test_one_network_has_one_latency():
+    sentence = gains([make_row("model", 31.0, 11.2), make_row("baseline", 30.0, 10.0)])
+    assert sentence == "distilled vs plain: +1.0 mAP at the same latency (one network, +12.0 % apart)"
 
 
 def test_gains_have_no_negative_zero():
@@ -252,6 +257,50 @@ def test_what_is_comparable():
         assert not comparable({**DISTILLED, key: value}, RECORD)
     assert not comparable(DISTILLED, {})
     assert not comparable(RECORD, RECORD)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("network", "1 parameters (a)"),
+        ("optimizer", "SGD"),
+        ("lr0", 0.1),
+        ("lr_gamma", 0.5),
+        ("mosaic", 1.0),
+        ("epochs_done", 12),
+    ],
+)
+def test_what_decides_where_both_say_it(key, value):
+    other = {"network": "1 parameters (b)", "optimizer": "AdamW", "lr0": 0.01, "lr_gamma": 0.1, "mosaic": 0.0}
+    other["epochs_done"] = 40
+    assert comparable(DISTILLED | other, RECORD | other)
+    assert not comparable(DISTILLED | other | {key: value}, RECORD | other)
+    assert comparable(DISTILLED | {key: value}, RECORD | {"epochs_done": value} if key == "epochs_done" else RECORD)
+
+
+def test_data_are_compared_by_what_they_hold():
+    moved = {"data": "b.yaml", "train_images": "0123"}
+    assert comparable(DISTILLED | moved, RECORD | {"train_images": "0123"})
+    assert not comparable(DISTILLED | {"train_images": "0124"}, RECORD | {"train_images": "0123"})  # under one name
+    assert not comparable(DISTILLED | moved, RECORD)  # an older record
+
+
+def test_runs_that_ended_early_are_told():
+    stopped = {"epochs_done": 31}
+    assert budget_notes(DISTILLED | stopped, RECORD | stopped) == [
+        "note: model ended after 31 of 40 epochs.",
+        "note: baseline ended after 31 of 40 epochs.",
+    ]
+    assert "WARNING: UNEQUAL BUDGET: epochs_done is 31 for model, but 40 for baseline." in budget_notes(
+        DISTILLED | stopped, RECORD | {"epochs_done": 40}
+    )
+
+
+def test_one_file_given_twice_is_noticed():
+    same = {"weights": "0123"}
+    assert budget_notes(DISTILLED | same, RECORD | same) == [
+        "WARNING: model and baseline have the same weights: one of the two is the wrong file."
+    ]
 
 
 def test_exchanged_checkpoints_are_noticed():

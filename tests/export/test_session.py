@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto
-from runtime_helpers import META, NAMES, export, handmade, picture
+from runtime_helpers import META, NAMES, export, handmade, one_sentence, picture
 from ultralytics import YOLO
 
 import gid_yolo.export.providers as providers
@@ -16,7 +16,7 @@ import gid_yolo.export.session as session
 from gid_yolo.cfg import model_names
 from gid_yolo.detectors import model_config
 from gid_yolo.engine.config import thresholds
-from gid_yolo.errors import UserError
+from gid_yolo.export.arguments import check_counts
 from gid_yolo.export.metadata import _LIMITS, _NMS_IOU
 from gid_yolo.export.providers import CUDA
 from gid_yolo.export.session import OnnxDetector
@@ -236,7 +236,7 @@ def test_a_truncated_file(tmp_path, files):
         ([1, 3, 64, 96], [1, 7, 5], {}, "does not say what it detects (no names, imgsz, stride, batch, task"),
         ([1, 3, 64, 96], [1, 7, 5], META | {"task": "segment"}, "is a model for task=segment"),
         ([1, 3, 64, 96], [1, 7, 5], META | {"names": "round, tall"}, "its metadata cannot be read"),
-        ([1, 3, 64, 96], [1, 7, 5], META | {"stride": "__import__('os')"}, "its metadata cannot be read"),
+        ([1, 3, 64, 96], [1, 7, 5], META | {"stride": "__import__('os')"}, "must be a whole number of at least 1"),
         ([1, 1, 64, 96], [1, 7, 5], META, "it must have one input of (batch, 3, height, width) floats"),
         ([1, 3, 64], [1, 7, 5], META, "it must have one input"),
         ([1, 3, 64, 96], [1, 300, 7], META, "where (batch, 4 + 3, boxes) is expected"),  # RT-DETR's
@@ -256,6 +256,9 @@ def test_files_of_another_kind(tmp_path, shape, output, meta, sentence):
         ({"iou": -0.1}, "iou=-0.1 must be a number from 0 to 1."),
         ({"max_det": 0}, "max_det=0 must be a whole number of at least 1."),
         ({"threads": 0}, "threads=0 must be a whole number of at least 1."),
+        ({"threads": 100_000}, "threads=100000 must be at most"),
+        ({"conf": None}, "conf=None must be a number from 0 to 1."),
+        ({"batch": 0}, "batch=0 must be a whole number of at least 1."),
         ({"batch": 2}, "takes 1 and no other number of images in a run."),
         ({"imgsz": 320}, "takes 64x96 and no other size."),
         ({"imgsz": "big"}, "imgsz=big must be a whole number, or height and width."),
@@ -266,6 +269,18 @@ def test_files_of_another_kind(tmp_path, shape, output, meta, sentence):
 def test_bad_arguments(tmp_path, arguments, sentence):
     path = handmade(tmp_path / "a.onnx", [1, 3, 64, 96], [1, 7, 5])
     one_sentence(sentence, lambda: OnnxDetector(path, **{"provider": "cpu", **arguments}))
+
+
+def test_threads_are_at_most_the_cores_of_this_process(tmp_path, monkeypatch):
+    path = handmade(tmp_path / "a.onnx", [1, 3, 64, 96], [1, 7, 5])
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    OnnxDetector(path, provider="cpu", threads=3)
+    sentence = "threads=4 must be at most 3, the cores of this machine."
+    one_sentence(sentence, lambda: OnnxDetector(path, provider="cpu", threads=4))
+    one_sentence(sentence, lambda: check_counts([("threads", 4)], 0))
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    OnnxDetector(path, provider="cpu", threads=5)
 
 
 def test_bad_images(tmp_path):
@@ -325,10 +340,3 @@ def test_no_quiet_way_back_to_the_cpu(tmp_path, monkeypatch):
     one_sentence("is not an ONNX file", lambda: OnnxDetector(broken, provider="tensorrt"))
     with pytest.warns(UserWarning, match="could not start CUDAExecutionProvider"):  # said, and then the next best
         assert OnnxDetector(path).provider == "CPUExecutionProvider"
-
-
-def one_sentence(part, call):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert part in str(caught.value)
-    assert "\n" not in str(caught.value)

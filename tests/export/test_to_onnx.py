@@ -13,10 +13,11 @@ from runtime_helpers import NAMES, export, picture
 from ultralytics import YOLO
 
 from gid_yolo import GID
+from gid_yolo.data import synthetic_dataset
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.exporter import GIDExporter
 from gid_yolo.errors import UserError
-from gid_yolo.export import to_onnx
+from gid_yolo.export import check, to_onnx
 from gid_yolo.export.parity import final_differences
 from gid_yolo.export.session import open_session, run
 from gid_yolo.ops.boxes import xywh_to_xyxy
@@ -85,8 +86,8 @@ def test_nms_in_the_graph_finds_what_pytorch_finds(tmp_path, network, name, dyna
             lambda _, rows=expected: [torch.from_numpy(rows)], [found], [images], least=least
         )
         assert differences is not None
-        assert differences[0] < 2 * to_onnx.BOX_LIMIT
-        assert differences[1] < to_onnx.SCORE_LIMIT
+        assert differences[0] < 2 * check.BOX_LIMIT
+        assert differences[1] < check.SCORE_LIMIT
 
 
 @pytest.mark.parametrize("name", [*DENSE, "frcnn_nano"])
@@ -128,12 +129,12 @@ def model(name="retina_nano"):
 def test_a_file_that_answers_differently_is_not_kept(tmp_path, monkeypatch):
     path = tmp_path / "a.onnx"
     path.write_bytes(b"of before")
-    right = to_onnx.dense_output
-    monkeypatch.setattr(to_onnx, "dense_output", lambda *args: right(*args) + 0.6)
+    right = check.network_output
+    monkeypatch.setattr(check, "network_output", lambda *args: right(*args) + 0.6)
     with pytest.raises(UserError, match=r"boxes differ by up to 0\.6 px \(limit 0\.5\)"):
         to_onnx.export(model(), {"imgsz": 64, "batch": 1}, path)
-    monkeypatch.setattr(to_onnx, "dense_output", lambda *args: right(*args)[:, :, 1:])
-    with pytest.raises(UserError, match="by up to inf px"):
+    monkeypatch.setattr(check, "network_output", lambda *args: right(*args)[:, :, 1:])
+    with pytest.raises(UserError, match=r"its output is \(1, 6, \d+\), not \(1, 6, \d+\)"):
         to_onnx.export(model(), {"imgsz": 64, "batch": 1}, path)
     assert path.read_bytes() == b"of before"
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
@@ -156,18 +157,80 @@ def test_a_failed_export_leaves_the_file_of_before(tmp_path, monkeypatch):
     ("given", "sentence"),
     [
         ({"format": "engine"}, "format=engine is not supported"),
-        ({"nms": True, "agnostic_nms": True}, "leave the NMS outside, nms=False"),
+        ({"nms": True, "agnostic_nms": True}, "leave agnostic_nms= out"),
         ({"quantize": 4}, "quantize=4 is not supported: give quantize=16 for FP16"),
         ({"quantize": True}, "quantize=True is not supported"),
         ({"quantize": 8}, "quantize=8 finds its ranges on real images"),
         ({"quantize": 8, "data": "none.yaml"}, "none.yaml"),
+        ({"quantize": 16, "half": True}, "half=True and quantize=16 each give a precision"),
+        ({"half": True, "int8": True}, "half=True and int8=True each give a precision: give quantize=16 or quantize=8"),
         ({"imgsz": [64, 64, 64]}, "must be a whole number, or height and width"),
+        ({"imgsz": 64.5}, "imgsz=64.5 must be a whole number"),
+        ({"imgsz": -64}, "imgsz=.* is too small"),
+        ({"batch": 0}, "batch=0 must be a whole number of at least 1"),
+        ({"batch": -1}, "batch=-1 must be a whole number of at least 1"),
+        ({"batch": 1.5}, "batch=1.5 must be a whole number of at least 1"),
+        ({"batch": True}, "batch=True must be a whole number of at least 1"),
+        *(({key: "no"}, f"{key}=no must be True or False") for key in to_onnx._FLAGS),
+        ({"nms": 1}, "nms=1 must be True or False"),
+        ({"fraction": 0.5}, "fraction=0.5 chooses the images of quantize=8"),
+        ({"fraction": 2.5, "quantize": 8, "data": "none.yaml"}, "fraction=2.5"),
+        ({"fraction": "half", "quantize": 8, "data": "none.yaml"}, "fraction=half"),
+        ({"fraction": [0, 1], "quantize": 8, "data": "none.yaml"}, r"fraction=\[0, 1\]"),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path, given, sentence):
     with pytest.raises(UserError, match=sentence):
         to_onnx.export(model(), {"imgsz": 64, "batch": 1, **given}, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_work_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(to_onnx, "Calibration", None)
+    monkeypatch.setattr(to_onnx, "GIDExporter", None)
+    for given in ({"batch": -1}, {"imgsz": 0}, {"nms": "off"}, {"fraction": -1}, {"agnostic_nms": True, "nms": True}):
+        with pytest.raises(UserError):
+            to_onnx.export(model(), {"imgsz": 64, "batch": 1, "quantize": 8, "data": "x", **given}, tmp_path / "a.onnx")
+    with pytest.raises(UserError, match="agnostic_nms=True is not supported with the NMS in the file"):
+        to_onnx.export(model("frcnn_nano"), {"imgsz": 64, "batch": 1, "agnostic_nms": True}, tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(None, 9), (1.0, 9), (1, 9), (0.5, 4), (0.01, 1), (5, 5), ([3, 1], 3)])
+def test_fraction_chooses_the_images_for_the_ranges(tmp_path, monkeypatch, fraction, count):
+    data = synthetic_dataset(tmp_path / "set", image_size=64, counts={"train": 9, "val": 1})
+    made = []
+    monkeypatch.setattr(to_onnx, "quantize_int8", lambda source, target, batches: made.append(batches) or 1 / 0)
+    monkeypatch.setattr(to_onnx, "check_file", lambda *_: "")
+    given = {} if fraction is None else {"fraction": fraction}
+    with pytest.raises(ZeroDivisionError):
+        to_onnx.export(model(), {"imgsz": 64, "batch": 1, "int8": True, "data": data, **given}, tmp_path / "a.onnx")
+    assert len(made[0]) == len(set(made[0].chosen)) == count
+    assert made[0][0].shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("given", [{}, {"nms": True, "conf": 1.0}, {"quantize": 16}])
+def test_the_log_names_the_file_and_nothing_that_is_gone(tmp_path, caplog, given):
+    path = to_onnx.export(model(), {"imgsz": 64, "batch": 1, **given}, tmp_path / "a.onnx")
+    assert caplog.messages[-1].startswith(f"ONNX file: {path.resolve()}, ")
+    assert not [line for line in caplog.messages if ".export-" in line]
+
+
+def test_no_error_names_a_place_that_is_gone(tmp_path, monkeypatch):
+    def fail(source, *_):
+        raise UserError(f"{source} has no layer to quantise.")
+
+    monkeypatch.setattr(to_onnx, "to_fp16", fail)
+    with pytest.raises(UserError) as caught:
+        to_onnx.export(model(), {"imgsz": 64, "batch": 1, "quantize": 16}, tmp_path / "a.onnx")
+    assert str(caught.value) == f"{tmp_path / 'a.onnx'} has no layer to quantise."
+
+
+def test_what_nms_means_for_a_yolo_that_needs_none(tmp_path):
+    for nms, shape in ((None, [1, 7, 126]), (True, [1, 300, 6]), (False, [1, 126, 6])):  # 126 cells in all
+        path = export(tmp_path, "yolo26n.yaml", [64, 96], nms=nms)
+        assert shapes(path)[1] == shape
+        assert metadata(path)["end2end"] == str(nms is False)
+    assert shapes(export(tmp_path, "yolo11n.yaml", [64, 96], nms=False))[1] == [1, 7, 126]  # it has no such head
 
 
 def test_the_command_takes_nms(tmp_path):
@@ -177,3 +240,6 @@ def test_the_command_takes_nms(tmp_path):
     file = GID(path).export(nms=True, imgsz=70)
     assert shapes(file) == [[1, 3, 96, 96], [1, 300, 6]]  # rounded up to the stride; the model's own max_det
     assert "'nms': True" in metadata(file)["args"]
+    for given in ({"nms": "no"}, {"batch": 0}, {"end2end": "maybe"}):
+        with pytest.raises(UserError, match=next(iter(given))):
+            GID(path).export(**given)
