@@ -10,6 +10,12 @@ class UserError(ValueError):
     """
 
 
+def printable(text: object, most: int = 80) -> str:
+    """What a file says, for a message: no terminal is moved by it, and no line is broken."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+    return line[:most] or "something without a name"
+
+
 def some(names: Iterable[str], most: int = 5) -> str:
     """The first names of a list for a message, and how many more there are."""
     names = list(names)

@@ -27,8 +27,10 @@ from gid_yolo.engine.config import (
 )
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
+from gid_yolo.engine.named_data import check_named
 from gid_yolo.engine.predictor import GIDPredictor
 from gid_yolo.engine.recipe import expand
+from gid_yolo.engine.safe_load import safely
 from gid_yolo.engine.teacher import resolve_teacher
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.validator import GIDValidator
@@ -44,6 +46,7 @@ class GID(Model):
             (`best.pt`), or an ONNX file to validate and predict with.
         task: Always `detect`; taken for Ultralytics' sake.
         verbose: Log a summary of a new model.
+        trust: Open checkpoints, this one and those that a mode is given, even if that can run code.
 
     Examples:
         >>> from gid_yolo import GID
@@ -51,7 +54,16 @@ class GID(Model):
         >>> GID("best.pt").export(imgsz=320)
     """
 
-    def __init__(self, model: str | Path = "retina_nano", task: str | None = None, verbose: bool = False) -> None:
+    trust = False
+
+    def __init__(
+        self,
+        model: str | Path = "retina_nano",
+        task: str | None = None,
+        verbose: bool = False,
+        trust: bool = False,
+    ) -> None:
+        self.__dict__["trust"] = trust is True  # before Ultralytics' constructor, which loads
         name = str(model)
         if Path(name).suffix == "":
             name = f"{name}.yaml"  # Ultralytics would take a bare name for a checkpoint
@@ -72,11 +84,16 @@ class GID(Model):
 
     def _load(self, weights: str, task: str | None = None) -> None:
         if not is_checkpoint(weights):
-            if not Path(weights).is_file():
-                raise UserError(f"model={weights} does not exist: give a model name, a .pt, .pth, .pkl or .onnx file.")
+            if not Path(weights).is_file() or Path(weights).suffix.lower() != ".onnx":
+                raise UserError(
+                    f"model={weights} cannot be used: give a model name, or an existing .pt, .pth, .pkl or .onnx file."
+                )
+            from gid_yolo.export.providers import start
+
+            start(weights, "cpu", 1)  # which says why it cannot be opened
             super()._load(weights, task="detect")
             return
-        self.model, self.ckpt = load_model(weights)
+        self.model, self.ckpt = load_model(weights, trust=self.trust)
         self.task = "detect"
         self.overrides = self.model.args = self._reset_ckpt_args(self.model.args)
         self.ckpt_path = self.model.pt_path
@@ -111,16 +128,23 @@ class GID(Model):
             UserError: Arguments or data that cannot work, said before anything is trained.
         """
         self._check_is_pytorch_model()
-        kwargs = without_none(expand(kwargs, "yolo" if is_yolo(self.model) else self.model.yaml["detector"]))
+        kwargs = {"trust": self.trust} | without_none(
+            expand(kwargs, "yolo" if is_yolo(self.model) else self.model.yaml["detector"])
+        )
         check_keys(kwargs)
         check_device(kwargs.get("device"))
+        if kwargs.get("resume") is True and not kwargs.get("data"):
+            self._named_data(kwargs["trust"])
         if not kwargs.get("resume"):
             check_values(kwargs)
             check_weights(kwargs)  # before a teacher is trained
-            kwargs["data"] = str(resolve_data(kwargs.get("data") or self.overrides.get("data")))
+            kwargs["data"] = str(resolve_data(kwargs.get("data") or self._named_data(kwargs["trust"])))
             if kwargs.get("teacher") and kwargs.get("distill") != "none":
                 kwargs["teacher"] = str(resolve_teacher(kwargs["teacher"], kwargs["data"], kwargs))
-        return super().train(trainer, **kwargs)
+            if isinstance(kwargs.get("pretrained"), str | Path):  # which Ultralytics opens
+                load_model(kwargs["pretrained"], "pretrained", kwargs["trust"])
+        with safely(kwargs["trust"]):
+            return super().train(trainer, **kwargs)
 
     def val(self, validator: Any = None, **kwargs: Any) -> Any:
         """Validate: Ultralytics' metrics, and the paper's ten columns as a row and as `coco_metrics.json`.
@@ -137,7 +161,7 @@ class GID(Model):
         check_values(kwargs)
         check_device(kwargs.get("device"))
         trained = isinstance(self.model, DetectionModel)
-        data = kwargs.get("data") or self.overrides.get("data")
+        data = kwargs.get("data") or self._named_data(self.trust)
         if data is None and not trained:
             raise UserError(f"data= is missing: say on which data {self.model_name} is to be validated.")
         path, contents = read_data(data, kwargs.get("split") or "val")
@@ -149,7 +173,8 @@ class GID(Model):
         made = (validator or self._smart_load("validator"))(
             args={**self.overrides, "rect": True, **kwargs, "mode": "val"}, _callbacks=self.callbacks
         )
-        made(model=model)
+        with safely(self.trust):
+            made(model=model)
         self.metrics, self.columns = made.metrics, made.columns
         return made.metrics
 
@@ -166,7 +191,14 @@ class GID(Model):
 
     def _results(self, source: Any, predictor: Any, **kwargs: Any) -> Iterator[Any]:
         try:
-            yield from super().predict(source, True, predictor, **kwargs)
+            with safely(self.trust):
+                results = super().predict(source, True, predictor, **kwargs)
+            while True:
+                with safely(self.trust):  # not while the caller has the result
+                    result = next(results, None)
+                if result is None:
+                    return
+                yield result
         except FileNotFoundError as error:
             raise UserError(f"source={source} cannot be read: {' '.join(str(error).split())}") from error
 
@@ -179,19 +211,54 @@ class GID(Model):
         from gid_yolo.export.to_onnx import export  # it resolves data with a function of this module
 
         known = {key: self.overrides[key] for key in ("imgsz", "data") if self.overrides.get(key) is not None}
-        return str(export(self.model, {"imgsz": 640, "batch": 1, **known, **kwargs}))
+        if "data" not in kwargs and (kwargs.get("int8") or str(kwargs.get("quantize")) in {"8", "int8"}):
+            self._named_data(self.trust)
+        with safely(self.trust):
+            return str(export(self.model, {"imgsz": 640, "batch": 1, **known, **kwargs}))
 
     def benchmark(self, **kwargs: Any) -> Any:
         """Compare this model's ONNX file with those of `baseline=` and `teacher=`: latency against accuracy."""
         from gid_yolo.export.benchmark import benchmark
 
-        return benchmark(model=self.ckpt_path or self.model_name, **kwargs)
+        kwargs = {"trust": self.trust, **kwargs}
+        with safely(kwargs["trust"]):
+            return benchmark(model=self.ckpt_path or self.model_name, **kwargs)
 
     def visualize(self, teacher: str | Path, source: str | Path, **kwargs: Any) -> list[Path]:
         """Draw the general instances of images and the heat map of the GI score: figure 4 of the paper."""
         from gid_yolo.analysis.visualize import visualize
 
-        return visualize(model=self.ckpt_path or self.model_name, teacher=teacher, source=source, **kwargs)
+        kwargs = {"trust": self.trust, **kwargs}
+        with safely(kwargs["trust"]):
+            return visualize(model=self.ckpt_path or self.model_name, teacher=teacher, source=source, **kwargs)
+
+    def load(self, weights: Any = "yolo26n.pt", trust: bool | None = None) -> GID:
+        """Take over weights by name and shape, of a file or of a model; files are read as data, see `trust`.
+
+        Raises:
+            UserError: The file is no checkpoint, or could run code.
+        """
+        if not isinstance(weights, str | Path):
+            return super().load(weights)
+        model, ckpt = load_model(weights, "weights", self.trust if trust is None else trust)
+        super().load(model)
+        self.ckpt, self.ckpt_path = ckpt, model.pt_path
+        return self
+
+    def tune(self, *args: Any, **kwargs: Any) -> Any:
+        """Not to be had.
+
+        Raises:
+            UserError: Always: it trains by Ultralytics' command line, which opens files plainly.
+        """
+        raise UserError("tune() is not part of gid-yolo: train with the values that are to be compared, or gid-study.")
+
+    def _named_data(self, trust: Any) -> Any:
+        """The data that the checkpoint names."""
+        data = self.overrides.get("data")
+        if trust is not True:
+            check_named(data, f"model={self.model_name}")
+        return data
 
 
 def yolo_config(cfg: str) -> dict[str, Any] | None:

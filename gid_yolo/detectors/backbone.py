@@ -18,6 +18,8 @@ from timm.models.resnet import Bottleneck
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from gid_yolo.weights.archive import look
+
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
 
@@ -192,6 +194,8 @@ def _load_weights(body: Any, name: str, weights: bool | str | Path, indices: tup
     if not path.is_file():
         raise ValueError(f"backbone_weights={weights} does not exist: give a file of timm's keys, True or False.")
     try:
+        if path.suffix != ".safetensors":
+            look(path, ("argparse.Namespace",))  # of timm's own training
         state = load_state_dict(str(path), weights_only=True)  # timm's reader of .safetensors and torch files
         # Classifiers have no place here. timm flattens `stages.0` to `stages_0` in some feature networks.
         flat = {key.replace(".", "_"): value for key, value in state.items()}

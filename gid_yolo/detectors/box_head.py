@@ -17,6 +17,7 @@ from gid_yolo.ops.boxes import decode_deltas, encode_deltas
 from gid_yolo.ops.decode import clip_boxes
 from gid_yolo.ops.losses import box_regression_loss
 from gid_yolo.ops.nms import best_first, grouped_nms
+from gid_yolo.ops.precision import wide
 from gid_yolo.ops.processes import shared_count
 from gid_yolo.ops.sample import SampleRule, balanced_sample
 from gid_yolo.ops.structures import Targets
@@ -66,14 +67,20 @@ class BoxHead(nn.Module):
         hidden = self.layers(self.tower(crops))
         return self.cls_logits(hidden), self.box_deltas(hidden)
 
-    def keep_classes(self, index: Sequence[int]) -> None:
-        """Predict only some of the classes, in the order of `index`; what the others get becomes the background's."""
-        classes = self.cls_logits.out_features - 1
-        rest = [i for i in range(classes + 1) if i not in set(index)]  # the background, the last, always is of them
-        deltas = torch.arange(classes * 4).view(classes, 4)[list(index)].flatten()
-        logits = _rows(self.cls_logits, [*index, *rest])
+    def keep_classes(self, index: Sequence[int]) -> int:
+        """Predict only some of the classes, in the order of `index`; what the others get becomes the background's.
+
+        Returns:
+            How many others there are.
+        """
+        kept = isinstance(self.cls_logits, nn.Sequential)  # of a second time: the sum is made anew
+        own: Any = self.cls_logits[0] if kept else self.cls_logits
+        rest = [i for i in range(own.out_features) if i not in set(index)]  # the background, the last, is of them
+        deltas = torch.arange(self.box_deltas.out_features).view(-1, 4)[list(index)].flatten()
+        logits = _rows(own, [*index, *rest])
         self.cls_logits = logits if len(rest) == 1 else nn.Sequential(logits, _SumAsLast(len(index)))
         self.box_deltas = _rows(self.box_deltas, deltas.tolist())
+        return len(rest) - 1
 
 
 class _SumAsLast(nn.Module):
@@ -171,7 +178,7 @@ def box_head_losses(
     """
     num_classes = deltas.shape[2]
     count = shared_count(samples.valid.sum())
-    entropy = F.cross_entropy(logits.float().transpose(1, 2), samples.labels, reduction="none")  # (B, N)
+    entropy = F.cross_entropy(wide(logits).transpose(1, 2), samples.labels, reduction="none")  # (B, N)
 
     positive = samples.labels < num_classes
     own = samples.labels.clamp(max=num_classes - 1)[..., None, None].expand(-1, -1, 1, 4)

@@ -56,9 +56,12 @@ def model_config(model: str | Path | dict[str, Any]) -> dict[str, Any]:
             raise UserError(str(error)) from error
         config["yaml_file"] = path.name
     if missing := [key for key in ("detector", "backbone") if key not in config]:
-        raise UserError(f"model={model} lacks '{missing[0]}:' and so is no model definition; see the shipped ones.")
+        raise UserError(
+            f"model={str(model)[:200]} lacks '{missing[0]}:' and so is no model definition; see the shipped ones."
+        )
     if config["detector"] not in BUILDERS:
-        raise UserError(f"detector: {config['detector']} in {model} is unknown: choose from {', '.join(BUILDERS)}.")
+        where = "the settings" if isinstance(model, dict) else model
+        raise UserError(f"detector: {config['detector']} in {where} is unknown: choose from {', '.join(BUILDERS)}.")
     return config
 
 

@@ -24,6 +24,7 @@ class Detector(nn.Module, ABC):
         backbone: The bottom-up network.
         fpn_channels: Channels of every pyramid level.
         num_classes: Classes C.
+        other_classes: Classes that `keep_classes` has left out but that the head still needs.
     """
 
     family: ClassVar[str]
@@ -35,6 +36,7 @@ class Detector(nn.Module, ABC):
     head: Any
     fpn_channels: int
     num_classes: int
+    other_classes: int = 0
 
     @abstractmethod
     def raw(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:

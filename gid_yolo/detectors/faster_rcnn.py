@@ -229,7 +229,7 @@ class FasterRCNN(Detector):
 
     def keep_classes(self, index: Sequence[int]) -> None:
         """Predict only some of the classes, in the order of `index`, with unchanged probabilities."""
-        self.head.keep_classes(index)
+        self.other_classes = self.head.keep_classes(index)
         self.num_classes = len(index)
 
     def loss(

@@ -18,6 +18,7 @@ from gid_yolo.ops.anchors import cell_anchors, grid_anchors
 from gid_yolo.ops.decode import dense_detections
 from gid_yolo.ops.losses import giou_loss, soft_bce
 from gid_yolo.ops.points import centerness_target, decode_log_ltrb, decode_ltrb, match_points, points_inside
+from gid_yolo.ops.precision import wide
 from gid_yolo.ops.processes import shared_count
 from gid_yolo.ops.structures import RawPredictions, Targets
 
@@ -196,12 +197,12 @@ class FCOS(Detector):
         count = shared_count(positive.sum())
         labels, boxes = targets.gather(matched)  # (B, R), (B, R, 4)
 
-        logits = raw.logits.float()
+        logits = wide(raw.logits)
         one_hot = F.one_hot(labels, self.num_classes).to(logits) * positive[..., None]  # (B, R, C)
         focal = sigmoid_focal_loss(logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma)  # (B, R, C)
         box = giou_loss(raw.boxes, boxes)  # (B, R)
         centerness = F.binary_cross_entropy_with_logits(
-            _centerness(raw).float(), centerness_target(boxes, raw.priors).float(), reduction="none"
+            wide(_centerness(raw)), centerness_target(boxes, raw.priors), reduction="none"
         )  # (B, R)
         return {
             "cls_loss": focal.sum() / count,

@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from gid_yolo.detectors.backbone import Backbone, WeightSource
+from gid_yolo.weights.archive import look
 
 PREFIX = "torchvision/"
 # The layers of stride 2, at which stages begin, between the first layer and the last, a 1x1 convolution
@@ -86,6 +87,7 @@ def _load_weights(layers: nn.Module, kind: str, weights: bool | str | Path) -> W
         if weights is True:
             state = torchvision.models.get_model_weights(kind).DEFAULT.get_state_dict(progress=False)
         else:
+            look(Path(weights))
             state = torch.load(weights, map_location="cpu", weights_only=True)
         layers.load_state_dict({k[len("features.") :]: v for k, v in state.items() if k.startswith("features.")})
     except Exception as error:  # no network, no file, another network's file: each raises its own

@@ -18,6 +18,7 @@ from gid_yolo.ops.assign import IGNORED, match_anchors, positive_mask
 from gid_yolo.ops.boxes import decode_deltas, encode_deltas
 from gid_yolo.ops.decode import dense_detections
 from gid_yolo.ops.losses import box_regression_loss, giou_loss, soft_bce
+from gid_yolo.ops.precision import wide
 from gid_yolo.ops.structures import RawPredictions, Targets
 
 
@@ -159,7 +160,7 @@ class RetinaNet(Detector):
         count = positive.sum(1).clamp(min=1)  # (B,)
         labels, boxes = targets.gather(matched)  # (B, R), (B, R, 4)
 
-        logits = raw.logits.float()
+        logits = wide(raw.logits)
         one_hot = F.one_hot(labels, self.num_classes).to(logits) * positive[..., None]  # (B, R, C)
         focal = sigmoid_focal_loss(logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma)  # (B, R, C)
         cls_loss = (focal.sum(-1).where(matched != IGNORED, 0.0).sum(1) / count).mean()

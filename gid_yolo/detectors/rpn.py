@@ -14,6 +14,7 @@ from gid_yolo.ops.boxes import encode_deltas
 from gid_yolo.ops.decode import clip_boxes
 from gid_yolo.ops.losses import box_regression_loss
 from gid_yolo.ops.nms import best_first, grouped_nms
+from gid_yolo.ops.precision import wide
 from gid_yolo.ops.processes import shared_count
 from gid_yolo.ops.sample import SampleRule, balanced_sample
 from gid_yolo.ops.structures import RawPredictions, Targets
@@ -125,8 +126,8 @@ def rpn_losses(
     positive = valid & (matched >= 0)
     count = shared_count(valid.sum())
 
-    logits = raw.logits[..., 0].gather(1, index).float()
-    entropy = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")  # (B, N)
+    logits = wide(raw.logits[..., 0].gather(1, index))
+    entropy = F.binary_cross_entropy_with_logits(logits, positive.to(logits), reduction="none")  # (B, N)
 
     deltas = raw.regression.gather(1, index[..., None].expand(-1, -1, 4))
     target = encode_deltas(targets.gather(matched)[1], raw.priors[index])

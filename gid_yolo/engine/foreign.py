@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from gid_yolo.detectors.convert.torchvision_checkpoint import (
 )
 from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.detection_model import GIDDetectionModel
-from gid_yolo.errors import UserError
+from gid_yolo.errors import UserError, printable
+from gid_yolo.weights.archive import look
+from gid_yolo.weights.pickle_scan import check_arrays, survey
 
 SUFFIXES = (".pth", ".pkl")
 COCO = [name for name in CATEGORIES[1:] if name != "N/A"]  # its 80 classes in their order
@@ -31,6 +35,10 @@ UNNAMED = "class {}"  # of classes whose names the file does not hold
 UNNAMED_LABEL = "label {}"  # likewise, where label 0 may be nothing's
 # What mmdetection 3.x saves beside the weights is made of these; they are read as `_Inert`
 INERT_PACKAGES = ("mmengine", "mmcv", "mmdet", "numpy")
+_UNREADABLE = (
+    *(RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError, OSError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
 INERT_NAMES = ("builtins.getattr",)  # by which the history of its log names its methods
 
 
@@ -46,7 +54,7 @@ def load_foreign(path: Path, role: str) -> GIDDetectionModel:
     """
     try:
         content = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_torch(path)
-    except (RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"{role}={path} cannot be read as weights alone ({type(error).__name__}: {_line(error)}): "
             "save the state dict alone, torch.save(model.state_dict(), path), and of mmdetection's files the meta too, "
@@ -107,17 +115,30 @@ class _Inert:
 
 def _read_torch(path: Path) -> Any:
     """The contents of a file of `torch.save`: tensors and plain values, and `_Inert` in place of a few objects."""
+    look(path, (*(f"{package}." for package in INERT_PACKAGES), *INERT_NAMES))
+    with _pytorchs_own_list():
+        try:
+            return torch.load(path, "cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            if not zipfile.is_zipfile(path):  # of the older format, whose names cannot be listed without reading it
+                raise
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if others := [x for x in names if x.partition(".")[0] not in INERT_PACKAGES and x not in INERT_NAMES]:
+            raise pickle.UnpicklingError(f"it holds a {others[0]}")
+        inert: list[Any] = [(_Inert, name) for name in names]
+        with torch.serialization.safe_globals(inert):
+            return torch.load(path, "cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def _pytorchs_own_list() -> Iterator[None]:
+    """Forget for a while what was ever allowed besides: Ultralytics adds classes as it meets them, and keeps them."""
+    added = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
     try:
-        return torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        if not zipfile.is_zipfile(path):  # of the older format, whose names cannot be listed without reading it
-            raise
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    if others := [x for x in names if x.partition(".")[0] not in INERT_PACKAGES and x not in INERT_NAMES]:
-        raise pickle.UnpicklingError(f"it holds a {others[0]}")
-    inert: list[Any] = [(_Inert, name) for name in names]
-    with torch.serialization.safe_globals(inert):
-        return torch.load(path, "cpu", weights_only=True)
+        yield
+    finally:
+        torch.serialization.add_safe_globals(added)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -135,8 +156,11 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _read_pickle(path: Path) -> Any:
     """The contents of a `.pkl` of arrays; Python 2's, as the oldest are, included."""
-    with path.open("rb") as file:
-        return _ArraysOnly(file, encoding="latin1").load()
+    data = path.read_bytes()
+    if problem := survey(data, known=None)[1]:
+        raise problem
+    check_arrays(data)
+    return _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
 
 
 def _state_dict(content: Any) -> dict[str, torch.Tensor]:
@@ -151,4 +175,4 @@ def _state_dict(content: Any) -> dict[str, torch.Tensor]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:600]
+    return printable(error, 600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from gid_yolo.files import replaced
 KEY = "run_state"  # in a checkpoint, beside Ultralytics' entries, which are rounded to half precision
 
 
-def capture(model: nn.Module, ema: Any, optimizer: Any, *, last_step: int, iteration: int, ended: bool) -> dict:
+def capture(
+    model: nn.Module,
+    ema: Any,
+    optimizer: Any,
+    *,
+    last_step: int,
+    iteration: int,
+    ended: bool,
+    counts: Mapping[str, int],
+) -> dict:
     """The state of a run after an epoch, in full precision.
 
     Args:
@@ -26,9 +36,11 @@ def capture(model: nn.Module, ema: Any, optimizer: Any, *, last_step: int, itera
         last_step: Iteration of the last step of the optimiser, from 0; -1 before the first.
         iteration: Iterations done.
         ended: Nothing is left but the final evaluation.
+        counts: What the run counts.
 
     Returns:
-        Tensors and plain values: `model`, `ema`, `optimizer`, `gradients` that wait for a step, `last_step`, `ended`.
+        Tensors and plain values: `model`, `ema`, `optimizer`, `gradients` that wait for a step, `last_step`, `ended`,
+        `counts`.
     """
     network = unwrap_model(model)
     waiting = last_step < iteration - 1
@@ -40,6 +52,7 @@ def capture(model: nn.Module, ema: Any, optimizer: Any, *, last_step: int, itera
         "gradients": {name: grad.clone() for name, grad in gradients.items()},
         "last_step": last_step,
         "ended": ended,
+        "counts": dict(counts),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, SETTINGS, YAML
 
 from gid_yolo.cfg import load_yaml, model_names
+from gid_yolo.engine.allocations import built_from
 from gid_yolo.engine.checkpoint import is_checkpoint, load_model
-from gid_yolo.engine.classes import check_classes, match_classes
+from gid_yolo.engine.classes import SharedClasses, check_classes, match_classes
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError, some
 
@@ -27,22 +27,10 @@ CARRIED = (
 
 def loaded_share(teacher: DetectionModel) -> tuple[int, int]:
     """How many of the tensors that the teacher's settings call for its checkpoint holds with the right shape."""
-    fresh = type(teacher)(teacher.yaml, nc=len(teacher.names), verbose=False).state_dict()
+    with built_from(teacher, f"teacher={getattr(teacher, 'pt_path', '')}"):
+        fresh = type(teacher)(teacher.yaml, nc=len(teacher.names), verbose=False).state_dict()
     held = teacher.state_dict()
     return sum(key in held and held[key].shape == value.shape for key, value in fresh.items()), len(fresh)
-
-
-@dataclass(frozen=True)
-class SharedClasses:
-    """The classes that teacher and student have in common: one compares the other's scores of these alone.
-
-    Attributes:
-        student: Indices of the student's classes.
-        teacher: The teacher's class for each of them.
-    """
-
-    student: list[int]
-    teacher: list[int]
 
 
 def share_classes(
@@ -94,14 +82,14 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
     """
     path = Path(teacher)
     if is_checkpoint(path):
-        found = load_model(path, "teacher")[0].pt_path  # fail before anything is trained
+        found = load_model(path, "teacher", args.get("trust", False))[0].pt_path  # fail before anything is trained
         return Path(found).resolve()
     name = str(teacher)
     check_teacher_name(name)
     local = Path(f"{name}.pt")
     if local.is_file():
         LOGGER.info(f"teacher={name}: found {local.resolve()}")
-        load_model(local, "teacher")
+        load_model(local, "teacher", args.get("trust", False))
         return local.resolve()
     if found := find_finished_run(name, data, args.get("project")):
         ap = load_yaml(found.parents[1] / "coco_metrics.json").get("mAP")  # JSON is yaml
@@ -161,7 +149,7 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
         model=name, data=str(data), task="detect", mode="train", name=f"teacher_{name}_{Path(data).parent.name}"
     )
     trainer = GIDTrainer(overrides=overrides)
-    images = count_images(trainer.data["train"])
+    images = len(image_files(trainer.data["train"]))
     seen, length = trainer.epochs * images, f"{trainer.epochs} epochs of {images} images"
     if iterations := trainer.args.iterations:
         seen, length = iterations * trainer.args.batch, f"{iterations} iterations of {trainer.args.batch} images"
@@ -196,12 +184,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def count_images(split: Any) -> int:
-    """Image files of a data split: a folder, a list file, or a list of them."""
+def image_files(split: Any) -> list[Path]:
+    """Image files of a data split: a folder, a list file, whose `./` is its own folder, or a list of them."""
     from ultralytics.data.utils import IMG_FORMATS
 
-    files: list[Any] = []
+    files: list[Path] = []
     for part in split if isinstance(split, list) else [split]:
         path = Path(part)
-        files += path.read_text().split() if path.is_file() else list(path.rglob("*"))
-    return sum(Path(f).suffix[1:].lower() in IMG_FORMATS for f in files)
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").split()
+            files += [path.parent / line if line.startswith("./") else Path(line) for line in lines]
+        else:
+            files += path.rglob("*")
+    return [file for file in files if file.suffix[1:].lower() in IMG_FORMATS]

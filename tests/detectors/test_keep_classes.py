@@ -1,5 +1,7 @@
 """A detector restricted to some of its classes gives them the scores it gave them before."""
 
+from copy import deepcopy
+
 import onnxruntime
 import pytest
 import torch
@@ -66,3 +68,16 @@ def test_faster_rcnn_finds_what_it_found_of_the_classes(tmp_path) -> None:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     rows = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0][0])
     torch.testing.assert_close(rows[rows[:, 4] > 0], found, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["retina_nano", "fcos_nano", "frcnn_nano"])
+@torch.no_grad()
+def test_classes_that_are_kept_twice(name: str) -> None:
+    once, images = build(name), torch.rand(2, 3, 64, 96)
+    twice = deepcopy(once)
+    once.keep_classes([4, 3])
+    twice.keep_classes(INDEX)
+    twice.keep_classes([2, 0])
+    assert twice.num_classes == 2
+    assert twice.other_classes == once.other_classes
+    torch.testing.assert_close(twice(images), once(images))

@@ -9,7 +9,7 @@ from engine_helpers import FAST, write_data
 from ultralytics.utils import LOGGER
 
 from gid_yolo.engine.checkpoint import fingerprint, load_model
-from gid_yolo.engine.teacher import count_images, find_finished_run, loaded_share, resolve_teacher, share_classes
+from gid_yolo.engine.teacher import find_finished_run, image_files, loaded_share, resolve_teacher, share_classes
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -59,8 +59,8 @@ def test_images_are_counted_in_folders_and_lists(data, tmp_path):
     folder = data.parent / "images" / "train"
     listed = tmp_path / "some.txt"
     listed.write_text("\n".join(str(p) for p in sorted(folder.iterdir())[:3]))
-    assert count_images(str(folder)) == 8
-    assert count_images([str(folder), str(listed)]) == 8 + 3
+    assert len(image_files(str(folder))) == 8
+    assert len(image_files([str(folder), str(listed)])) == 8 + 3
 
 
 def test_a_file_in_the_working_folder_comes_first(data, teacher):

@@ -1,0 +1,1 @@
+"""Looking at files of weights without opening them."""
