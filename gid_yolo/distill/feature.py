@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +146,18 @@ class LevelAdaptation(nn.Module):
     def forward(self, crops: Sequence[Tensor]) -> list[Tensor]:
         """Map the crops of each level, (N_l, C_s, h, w), to (N_l, C_t, h, w)."""
         return [conv(x) for conv, x in zip(self.convs, crops, strict=True)]
+
+
+def adaptation_settings(adapt: Adaptation | PyramidAdaptation | LevelAdaptation) -> dict[str, Any]:
+    """`student_channels`, `teacher_channels` and `adapt_kernel` of an adaptation, by which another is made."""
+    convs: list[Any] = [adapt.conv] if isinstance(adapt, Adaptation) else list(adapt.convs)
+    student, teacher = [conv.in_channels for conv in convs], [conv.out_channels for conv in convs]
+    one = isinstance(adapt, Adaptation)
+    return {
+        "student_channels": student[0] if one else student,
+        "teacher_channels": teacher[0] if one else teacher,
+        "adapt_kernel": convs[0].kernel_size[0],
+    }
 
 
 def feature_loss(teacher: Tensor, student: Tensor, valid: Tensor, *, normalize: str = "instance") -> Tensor:

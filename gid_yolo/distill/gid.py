@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from gid_yolo.distill.feature import Adaptation, LevelAdaptation, RoIPlan, feature_loss, plan_rois, roi_features
+from gid_yolo.distill.feature import (
+    Adaptation,
+    LevelAdaptation,
+    RoIPlan,
+    adaptation_settings,
+    feature_loss,
+    plan_rois,
+    roi_features,
+)
 from gid_yolo.distill.gism import select_general_instances
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.relation import relation_loss
@@ -139,6 +148,23 @@ class GIDLoss(nn.Module):
             return instances
         instances = classify(instances, targets)
         return instances if self.types is None else keep_types(instances, self.types)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make another of the same kind."""
+        return {
+            **adaptation_settings(self.adapt),
+            "top_k": self.top_k,
+            "iou_threshold": self.iou_threshold,
+            "weights": dict(self.weights),
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "roi_size": self.roi_size,
+            "feature_normalize": self.feature_normalize,
+            "relation_reduction": self.relation_reduction,
+            "aligned": self.aligned,
+            "types": "all" if self.types is None else "+".join(self.types),
+        }
 
     @property
     def term_names(self) -> list[str]:

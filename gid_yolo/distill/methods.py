@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from gid_yolo.distill.feature import Adaptation, PyramidAdaptation, plan_rois, roi_features
+from gid_yolo.distill.feature import Adaptation, PyramidAdaptation, adaptation_settings, plan_rois, roi_features
 from gid_yolo.distill.fine_grained import fine_grained_loss, imitation_mask
 from gid_yolo.distill.fitnet import fitnet_loss
 from gid_yolo.distill.gid import GIDLoss
@@ -101,6 +102,27 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.gid, self.fitnet, self.fine_grained, self.mimicking = gid, fitnet, fine_grained, mimicking
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """For each method that is on, the arguments that make another of its kind."""
+        found = {} if self.gid is None else {"gid": self.gid.settings}
+        for name, method in (
+            ("fitnet", self.fitnet),
+            ("fine_grained", self.fine_grained),
+            ("mimicking", self.mimicking),
+        ):
+            if method is not None:
+                channels = adaptation_settings(method.adapt)
+                channels.pop("adapt_kernel")  # a method's own
+                found[name] = {**channels, "weight": method.weight}
+        return found
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, dict[str, Any]]) -> Distillation:
+        """A distillation of the same methods as that whose `settings` these are, with weights of its own."""
+        kinds: dict[str, Any] = {"gid": GIDLoss, "fitnet": FitNet, "fine_grained": FineGrained, "mimicking": Mimicking}
+        return cls(**{name: kinds[name](**arguments) for name, arguments in settings.items()})
 
     @property
     def term_names(self) -> list[str]:

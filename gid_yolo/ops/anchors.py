@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gid_yolo.ops.precision import wide
+
 FIXED_POINT = 2**16  # parts of a pixel
 
 
@@ -57,6 +59,7 @@ def grid_anchors(
         (R, 4) xyxy pixels, R = sum of H * W * A over levels, in the order level, row, column, anchor.
     """
     levels = []
+    cells = wide(cells)  # a model in half precision has its buffers in it too, which no coordinate fits
     for cell, feature, stride in zip(cells, features, strides, strict=True):
         height, width = feature.shape[-2:]
         step_y, step_x = (fit_to[0] // height, fit_to[1] // width) if fit_to else (stride, stride)

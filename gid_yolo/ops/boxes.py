@@ -32,7 +32,7 @@ def encode_deltas(boxes: Tensor, anchors: Tensor) -> Tensor:
     dx = (x - xa) / wa, dw = log(w / wa) and likewise for y and h (Faster R-CNN, equation 2). Boxes without area are
     taken as one thousandth of a pixel wide, so that the target of a padded box is finite.
     """
-    box, anchor = xyxy_to_xywh(boxes), xyxy_to_xywh(anchors)
+    box, anchor = xyxy_to_xywh(wide(boxes)), xyxy_to_xywh(wide(anchors))
     offset = (box[..., :2] - anchor[..., :2]) / anchor[..., 2:]
     scale = (box[..., 2:].clamp(min=1e-3) / anchor[..., 2:]).log()
     return torch.cat([offset, scale], dim=-1)
@@ -40,8 +40,7 @@ def encode_deltas(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 def decode_deltas(deltas: Tensor, anchors: Tensor) -> Tensor:
     """Invert `encode_deltas`: (..., R, 4) deltas on (R, 4) anchors to xyxy boxes in pixels, in at least float32."""
-    anchor = xyxy_to_xywh(anchors)
-    deltas = wide(deltas)
+    anchor, deltas = xyxy_to_xywh(wide(anchors)), wide(deltas)
     centre = anchor[..., :2] + deltas[..., :2] * anchor[..., 2:]
     half = anchor[..., 2:] * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2
     return torch.cat([centre - half, centre + half], dim=-1)

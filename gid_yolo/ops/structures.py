@@ -51,13 +51,6 @@ class RawPredictions:
         """(B, R, 4) decoded boxes, xyxy in input pixels, not clipped to the image."""
         return self.decoder(self.regression, self.priors)
 
-    @property
-    def is_finite(self) -> Tensor:
-        """Scalar bool on the predictions' device, not read by the host: no NaN and no infinite value."""
-        # A sum has one where a summand has: one pass, and nothing the size of the predictions is written
-        parts = [x for x in (self.logits, self.regression, self.centerness) if x is not None]
-        return torch.stack([x.detach().sum(dtype=torch.float32) for x in parts]).isfinite().all()
-
     def detach(self) -> RawPredictions:
         """The same predictions without a graph."""
         centerness = None if self.centerness is None else self.centerness.detach()

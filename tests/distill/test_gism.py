@@ -163,7 +163,7 @@ def test_classes_that_differ_are_an_error() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("what", ["scores", "boxes"])
 def test_what_is_not_finite_is_never_an_instance(value: float, what: str) -> None:
-    # The models' names are in the error after the step (`preflight.check_finite`): up to there nothing may break
+    # The models' names are in the error after the step (`WatchedTrainer`): up to there nothing may break
     case = make_case(2, 60, 3)
     broken = torch.rand(2, 60) < 0.4
     broken[1] = True  # nothing is left of an image

@@ -55,3 +55,12 @@ def test_fitted_steps_equal_torchvisions(height: int, width: int) -> None:
     cells = torch.stack([cell_anchors(size, RATIOS) for size in sizes(4.0)])
     assert torch.equal(grid_anchors(cells, features, STRIDES, fit_to=(height, width)), expected)
     assert not torch.equal(grid_anchors(cells, features, STRIDES), expected)  # P7 at least is not a whole map
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cells_of_half_precision_are_placed_exactly(dtype: torch.dtype) -> None:
+    # 1 px is lost over 256 in bfloat16, over 2048 in float16
+    cells, features = torch.tensor([[[0.0, 0, 8, 8]]]), [torch.zeros(1, 1, 2, 400)]
+    anchors = grid_anchors(cells.to(dtype), features, (8,))
+    assert anchors.dtype == torch.float32
+    assert torch.equal(anchors, grid_anchors(cells, features, (8,)))

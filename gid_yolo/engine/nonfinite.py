@@ -1,0 +1,111 @@
+"""What is said of a step that was not finite, and the file it is written to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from gid_yolo.engine.watch import Reading
+from gid_yolo.errors import some
+from gid_yolo.files import replaced
+
+MOST_EVENTS = 20  # in the file, the first of the run: what follows a NaN is NaN
+_SLOWER = "lower lr0, lengthen warmup_epochs, or set amp=False"
+_MODELS = {
+    "teacher": "its weights or these images are damaged; see what gid-val says of it",
+    "student": _SLOWER,
+}
+
+
+def sentence_of(reading: Reading, distilled: bool, half: bool) -> str:
+    """Where it began, when, on which images, and what to do; without the full stop.
+
+    Args:
+        reading: Something in it is not finite.
+        distilled: There is a teacher.
+        half: The networks compute in half precision.
+    """
+    event, remedy = _origin(reading, distilled, half)
+    where = f"in epoch {reading.epoch} on a batch of {some(reading.files)} (iteration {reading.iteration})"
+    return f"{event} {where}: {remedy}"
+
+
+def _origin(reading: Reading, distilled: bool, half: bool) -> tuple[str, str]:
+    """The first thing in the flow of data that was not finite, and what can be done about it."""
+    first = reading.bad_inputs[0] if reading.bad_inputs else None
+    if first == "images":
+        return "the images hold NaN or infinite values", "look at these files, and at what augments them"
+    if first == "targets":
+        return "the labels hold NaN or infinite values", "mend the label files of these images"
+    if first is not None:
+        who = first.split()[0]
+        return f"the {who} predicted NaN or infinite values", _MODELS[who]
+    if reading.bad_terms:
+        whose = "predictions of both models" if distilled else "predictions"
+        lower = "lower lr0 or the weight of the term"
+        return (
+            f"{', '.join(reading.bad_terms)} became NaN or infinite, of finite {whose},",
+            f"the numbers are too large for half precision: set amp=False, or {lower}" if half else lower,
+        )
+    return (
+        f"the gradient of {some(reading.gradients or (), 2)} became NaN or infinite, of a finite loss,",
+        _SLOWER,
+    )
+
+
+def event_of(reading: Reading, sentence: str, precision: str, rank: int) -> dict[str, Any]:
+    """A reading as it stands in the file."""
+    gradients = reading.gradients or []
+    return {
+        "sentence": f"{sentence}.",
+        "iteration": reading.iteration,
+        "epoch": reading.epoch,
+        "batch": reading.batch,
+        "attempt": reading.attempt,
+        "process": max(rank, 0),
+        "not_finite": {
+            "inputs": reading.bad_inputs,
+            "terms": reading.bad_terms,
+            "gradients": len(gradients),
+            "first_gradients": gradients[:5],
+        },
+        "terms": {name: value if isfinite(value) else str(value) for name, value in reading.terms.items()},
+        "inputs_finite": reading.inputs,
+        "precision": precision,
+        "scale": reading.scale,
+        "lr": reading.lr,
+        "files": reading.files,
+    }
+
+
+class Report:
+    """`nonfinite.json`: how often something was not finite, and the first times; there is none where nothing was.
+
+    Args:
+        path: Of the file; what it holds already, of a run that is resumed, stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.events: list[dict[str, Any]] = []
+        if path.is_file():
+            self.events = json.loads(path.read_text(encoding="utf-8"))["events"]
+
+    def add(self, event: dict[str, Any]) -> bool:
+        """Note an event; in place of the same one where an interrupted epoch is made again.
+
+        Returns:
+            There was room for it.
+        """
+        key = ("iteration", "attempt", "process")
+        kept = [old for old in self.events if any(old[k] != event[k] for k in key)]
+        self.events = [*kept, event][:MOST_EVENTS]
+        return event in self.events
+
+    def write(self, counts: Mapping[str, int]) -> None:
+        """Replace the file."""
+        with replaced(self.path) as part:
+            part.write_text(json.dumps({**counts, "events": self.events}, indent=2) + "\n", encoding="utf-8")
