@@ -1,0 +1,132 @@
+"""What a run was made of: versions, commits, and digests of teacher and data, in `run.json` of its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ultralytics.utils import LOGGER, YAML
+from ultralytics.utils.git import GitRepo
+from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info, unwrap_model
+
+from gid_yolo._version import __version__
+from gid_yolo.files import replaced
+
+PACKAGES = ("torch", "torchvision", "ultralytics", "timm", "numpy", "opencv-python", "pycocotools")
+_GIT_SECONDS = 10
+
+
+def digest_of_labels(labels: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:
+    """The first 16 digits of the SHA-256 of a split: its images by name, their boxes and classes, in their order.
+
+    The folder that holds all images does not count, so that a copy elsewhere has the same digest; neither do pixels.
+
+    Args:
+        labels: Ultralytics' labels: `im_file`, `cls` (M, 1), `bboxes` (M, 4) xywh as parts of the image.
+        names: Of the classes.
+    """
+    digest = hashlib.sha256(repr(sorted(names.items())).encode())
+    files = [Path(label["im_file"]).absolute() for label in labels]  # not resolved: that asks the disk for each
+    root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
+    for file, label in zip(files, labels, strict=True):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(np.asarray(label["cls"], np.int64).tobytes())
+        digest.update(np.asarray(label["bboxes"], np.float32).tobytes() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def digest_of_file(path: Path) -> str | None:
+    """The SHA-256 of a file; None where there is none."""
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def commit_of(place: Path) -> dict[str, Any] | None:
+    """The commit of the repository that a folder lies in, and whether tracked files differ from it (None: unknown)."""
+    repository = GitRepo(place)
+    if not repository.is_repo or not repository.commit:
+        return None
+    changed: bool | None = None
+    try:
+        command = ["git", "-C", str(repository.root), "status", "--porcelain", "--untracked-files=no"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_SECONDS)
+        changed = bool(done.stdout.strip())
+    except (OSError, subprocess.SubprocessError):
+        LOGGER.debug("git status is not to be had")
+    return {"commit": repository.commit, "changed": changed}
+
+
+def provenance(trainer: Any) -> dict[str, Any]:
+    """What is running, on what, and with what.
+
+    Args:
+        trainer: A `DistillationTrainer` that is set up.
+    """
+    student = unwrap_model(trainer.model)
+    record = getattr(student, "student_model", student).record
+    loaders = {"train": trainer.train_loader, "val": trainer.test_loader}
+    splits = {name: loader.dataset.labels for name, loader in loaders.items()}
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "from_epoch": trainer.start_epoch + 1,
+        "seed": trainer.args.seed,
+        "processes": max(trainer.world_size, 1),  # Ultralytics counts none on a CPU
+        "device": get_gpu_info(trainer.device.index or 0) if trainer.device.type == "cuda" else "cpu",
+        "cpu": get_cpu_info(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            **{"gid_yolo": __version__, "python": platform.python_version(), "cuda": torch.version.cuda},
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "git": {"gid_yolo": commit_of(Path(__file__).resolve()), "here": commit_of(Path.cwd())},
+        "teacher": {
+            "path": str(trainer.args.teacher),
+            "sha256": digest_of_file(Path(str(trainer.args.teacher))),
+            "weights": record.get("teacher_fingerprint"),
+        }
+        if trainer.distilling
+        else None,
+        "data": {
+            "path": str(trainer.args.data),
+            **{k: {"images": len(v), "digest": digest_of_labels(v, trainer.data["names"])} for k, v in splits.items()},
+        },
+    }
+
+
+def write_provenance(trainer: Any) -> None:
+    """Add this start of a run to its `run.json`, and let its `args.yaml` repeat the run, also after a resumption.
+
+    `gid-train cfg=.../args.yaml` trains what was trained: Ultralytics would note the checkpoint that is resumed.
+    """
+    path, arguments = trainer.save_dir / "run.json", trainer.save_dir / "args.yaml"
+    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if trainer.resume and path.is_file() else []
+    with replaced(path) as part:
+        part.write_text(json.dumps({"starts": [*starts, provenance(trainer)]}, indent=2) + "\n", encoding="utf-8")
+    if trainer.resume and (model := trainer.model_record.get("model")) and arguments.is_file():
+        kept = {**YAML.load(arguments), "model": str(model), "resume": False}
+        with replaced(arguments) as part:
+            YAML.save(part, kept)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

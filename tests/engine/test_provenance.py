@@ -1,0 +1,113 @@
+"""Digests of what a run saw."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import ultralytics
+import yaml
+from engine_helpers import FAST, train_one_epoch, write_data
+
+from gid_yolo.cli import main
+from gid_yolo.engine.checkpoint import fingerprint, load_model
+from gid_yolo.engine.provenance import commit_of, digest_of_file, digest_of_labels
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.errors import UserError
+
+NAMES = {0: "cat", 1: "dog"}
+
+
+def labels(root, boxes=((0.5, 0.5, 0.2, 0.1),), classes=(1,), files=("a/1.jpg", "b/1.jpg")):
+    return [
+        {
+            "im_file": f"{root}/{file}",
+            "cls": np.array(classes, np.float32).reshape(-1, 1),
+            "bboxes": np.array(boxes, np.float32).reshape(-1, 4),
+        }
+        for file in files
+    ]
+
+
+def test_a_copy_elsewhere_is_the_same():
+    assert digest_of_labels(labels("/one"), NAMES) == digest_of_labels(labels("/some/other"), NAMES)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"classes": (0,)},
+        {"boxes": ((0.5, 0.5, 0.2, 0.2),)},
+        {"boxes": (), "classes": ()},
+        {"files": ("b/1.jpg", "a/1.jpg")},  # another order is another run
+        {"files": ("a/1.jpg",)},
+        {"files": ("a/1.jpg", "b/2.jpg")},
+    ],
+)
+def test_whatever_differs_tells(other):
+    assert digest_of_labels(labels("/one", **other), NAMES) != digest_of_labels(labels("/one"), NAMES)
+
+
+def test_names_and_no_images():
+    assert digest_of_labels(labels("/one"), {0: "dog", 1: "cat"}) != digest_of_labels(labels("/one"), NAMES)
+    assert digest_of_labels([], NAMES) == digest_of_labels([], NAMES)
+
+
+def test_a_run_says_what_it_was_made_of(tmp_path, data, teacher):
+    arguments = {**FAST, "model": "retina_nano", "data": str(data), "teacher": str(teacher), "seed": 3}
+    trainer = GIDTrainer(overrides={**arguments, "save_dir": str(tmp_path / "run")})
+    train_one_epoch(trainer)
+    (start,) = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
+    assert start["teacher"] == {
+        "path": str(teacher),
+        "sha256": hashlib.sha256(teacher.read_bytes()).hexdigest(),
+        "weights": fingerprint(load_model(teacher)[0]),
+    }
+    assert start["data"]["train"] == {
+        "images": 8,
+        "digest": load_model(trainer.last)[0].record["train_images"],
+    }
+    assert start["data"]["val"]["images"] == 4
+    assert (start["seed"], start["from_epoch"], start["processes"], start["device"]) == (3, 1, 1, "cpu")
+    assert start["command"] == sys.argv
+    versions = start["versions"]
+    assert versions["torch"] == torch.__version__.partition("+")[0]
+    assert versions["ultralytics"] == ultralytics.__version__
+
+
+def test_a_resumed_run_adds_a_start_and_stays_repeatable(tmp_path, teacher):
+    data = write_data(tmp_path / "data")
+    arguments = {**FAST, "epochs": 2, "model": "retina_nano", "data": str(data), "teacher": str(teacher), "seed": 3}
+    trainer = GIDTrainer(overrides={**arguments, "save_dir": str(tmp_path / "run")})
+    train_one_epoch(trainer)
+    label = tmp_path / "data" / "labels" / "train" / "0.txt"
+    before = label.read_text()
+    label.write_text(before.replace("0 ", "1 ", 1))
+    resumed = {"model": str(trainer.last), "resume": str(trainer.last)}
+    with pytest.raises(UserError, match=r"has not the training images, boxes or classes .* began with \(digest "):
+        GIDTrainer(overrides=resumed).train()
+    label.write_text(before)
+    GIDTrainer(overrides=resumed).train()
+    starts = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
+    assert [start["from_epoch"] for start in starts] == [1, 2]
+    assert starts[0]["data"] == starts[1]["data"]
+    assert yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())["model"] == "retina_nano"
+    assert main(["train", f"cfg={tmp_path / 'run' / 'args.yaml'}", f"save_dir={tmp_path / 'again'}"]) == 0
+    weights = [load_model(tmp_path / run / "weights" / "best.pt")[0].state_dict() for run in ("run", "again")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_commits_of_folders(tmp_path):
+    assert commit_of(tmp_path) is None
+    (tmp_path / "a").write_text("1")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "a"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert commit_of(tmp_path) == {"commit": head, "changed": False}
+    (tmp_path / "a").write_text("2")
+    assert commit_of(tmp_path) == {"commit": head, "changed": True}
+    assert digest_of_file(tmp_path / "none") is None
