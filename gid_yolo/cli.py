@@ -28,7 +28,8 @@ HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
   gid-study      table6 model=retina_nano teacher=retina_small.pt data=my.yaml [seeds=3] [epochs=40] ...
                  [split=test] [device=0,1] [jobs=2] [project=folder] [plan=True]
 
-`gid train ...` is the same as `gid-train ...`. Without data= the embedded data set is used.
+`gid train ...` is the same as `gid-train ...`. Without data= the embedded data set is used. Checkpoints are read as
+data; trust=True opens those that could run code.
 Studies: {", ".join(study_names())} (does it help on my data?), or a yaml of your own.
 Models: {", ".join(model_names())}; or a yaml of your own, with backbone=<any timm name>.
 Recipes: {", ".join(recipe_names())}; or a yaml of your own.
@@ -49,13 +50,15 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         words = merge_equals_args(list(arguments))
     except SyntaxError as error:
         raise UserError(str(error)) from error
+    except IndexError as error:  # an = that has nothing to join
+        raise UserError("an '=' stands alone: write key=value, e.g. model=retina_nano.") from error
     for word in words:
         word = word.lstrip("-").rstrip(",")
         if word in {"resume", "exist_ok"}:
             parsed[word] = True
             continue
         key, sign, value = word.partition("=")
-        if not sign or not value.strip():
+        if not key or not sign or not value.strip():
             raise UserError(f"'{word}' is not an argument: write key=value, e.g. model=retina_nano.")
         key, parsed_value = parse_key_value_pair(word)
         parsed[key] = parsed_value
@@ -76,7 +79,9 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
     from gid_yolo.engine.recipe import read_cfg
     from gid_yolo.model import GID  # imports torch and Ultralytics
 
-    model = arguments.pop("model", None)
+    model, trust = arguments.pop("model", None), arguments.pop("trust", False)
+    if not isinstance(trust, bool):
+        raise UserError(f"trust={trust} must be True or False.")
     if mode == "train" and arguments.get("resume"):
         if arguments["resume"] is True:
             if model is None:
@@ -96,7 +101,7 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
         raise UserError("source= is missing: give an image or a folder.")
     if mode == "visualize" and arguments.get("teacher") is None:
         raise UserError("teacher= is missing: general instances are where student and teacher differ.")
-    loaded = GID(model)
+    loaded = GID(model, trust=trust)
     if mode in {"val", "predict", "export", "visualize"} and loaded.ckpt_path is None:
         raise UserError(f"model={model} is untrained: gid-{mode} needs a checkpoint, e.g. runs/.../weights/best.pt.")
     if mode == "predict":  # as `yolo predict`: results go to a folder, and a video does not pile up in memory

@@ -1,4 +1,4 @@
-"""docs/paper.md names only what exists: files, tests, settings, commands, and the tolerances that the tests hold."""
+"""docs/paper.md names only what exists: files, tests, settings, commands, tolerances; docs/promises.md, tests."""
 
 import ast
 import re
@@ -14,7 +14,9 @@ PAPER = ROOT / "docs" / "paper.md"
 TEXT = PAPER.read_text(encoding="utf-8")
 CODE = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", TEXT)]
 LINKS = sorted({x for x in re.findall(r"\]\(([^)]+)\)", TEXT) if not x.startswith("http")})
-TESTS = sorted({span for span in CODE if span.startswith("tests/")})
+PROMISES = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+PROVEN = set(re.findall(r"`(tests/[^`]+)`", PROMISES))
+TESTS = sorted({span for span in CODE if span.startswith("tests/")} | PROVEN)
 WORDS = [word for span in CODE for word in span.split()]
 
 
@@ -27,6 +29,12 @@ def test_the_page_is_read() -> None:
     assert len(LINKS) > 20
     assert len(TESTS) > 40
     assert TEXT.count("`") % 2 == 0
+
+
+def test_every_promise_has_a_test() -> None:
+    rows = [row for row in PROMISES.splitlines() if row.startswith("| ") and not row.startswith("| promise")]
+    assert len(rows) > 15
+    assert all("`tests/" in row.split("|")[2] for row in rows)
 
 
 @pytest.mark.parametrize("link", LINKS)

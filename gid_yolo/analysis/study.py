@@ -70,7 +70,7 @@ def study(
     root = Path(SETTINGS["runs_dir"]) / (project or "study")
     where = data_path.resolve() if data_path.is_file() else data_path  # a name of Ultralytics' stays one
     planner = Planner(where, root.resolve() / "runs", common, numbers)
-    groups, left_out = with_models(file, _pairs(model, teacher))
+    groups, left_out = with_models(file, _pairs(model, teacher, common.get("trust", False)))
     rows = [row for group in groups for row in planner.rows(group)]
     settings = {
         "name": file.name, "models": planner.models, "data": str(where), "split": split, "seeds": numbers,
@@ -155,7 +155,7 @@ def _one_class(file: StudyFile, common: dict[str, Any], names: dict[int, str]) -
     return {**common, "classes": index}
 
 
-def _pairs(model: Any, teacher: Any) -> list[tuple[str, str, str]]:
+def _pairs(model: Any, teacher: Any, trust: bool) -> list[tuple[str, str, str]]:
     """(kind, student, teacher) of each pair.
 
     Raises:
@@ -168,7 +168,7 @@ def _pairs(model: Any, teacher: Any) -> list[tuple[str, str, str]]:
             raise UserError(
                 f"model={model} and teacher={teacher} must be pairs: a student and a teacher, or as many of both."
             )
-        pairs.append((family_of(str(student)), str(student), str(its_teacher)))
+        pairs.append((family_of(str(student), trust), str(student), str(its_teacher)))
     return pairs
 
 

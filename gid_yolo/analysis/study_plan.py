@@ -31,8 +31,8 @@ SCHEDULE = ("lr_steps", "lr_gamma", "warmup_iterations", "warmup_epochs")
 OF_WEIGHTS = ("backbone_weights", "pretrained")  # files that are told apart by what they hold
 OF_EVALUATION = ("imgsz", "classes", "single_cls", "batch", "conf", "iou", "max_det", "half")
 UNTRAINED = frozenset(  # they do not change what is learnt
-    {"device", "workers", "cache", "plots", "verbose", "save", "save_period", "gid_visualize_every"}
-    | {"teacher_min_ap", "teacher_sample", "teacher_epochs"}
+    {"device", "workers", "cache", "plots", "verbose", "save", "save_period", "gid_visualize_every", "gradients"}
+    | {"teacher_min_ap", "teacher_sample", "teacher_epochs", "trust"}
 )
 
 
@@ -114,6 +114,11 @@ class Planner:
     seeds: Sequence[int]
     models: dict[str, str] = field(default_factory=dict)  # as the report names them
 
+    @property
+    def trust(self) -> bool:
+        """Open checkpoints even if that can run code."""
+        return self.common.get("trust", False)
+
     def rows(self, group: Group) -> list[Row]:
         """The rows of a group whose model and teacher are known."""
         if group.model is None or group.teacher is None:
@@ -136,10 +141,10 @@ class Planner:
 
     def _run(self, model: str, given: dict[str, Any], needs: Run | None = None, identity: str = "") -> Run:
         """A training, named by what differs from the model's defaults; without a teacher among `given`, a plain one."""
-        args = expand({"data": str(self.data), **given}, family_of(model))
+        args = expand({"data": str(self.data), **given}, family_of(model, self.trust))
         if "teacher" not in given:
             args = {key: value for key, value in args.items() if not key.startswith(ONLY_DISTILLING)}
-        defaults = defaults_of(model)
+        defaults = defaults_of(model, self.trust)
         check_run(defaults, args)
         telling = {k: v for k, v in args.items() if k not in UNTRAINED and (k == "data" or v != defaults.get(k))}
         if "teacher" in telling:
@@ -149,7 +154,7 @@ class Planner:
                 telling[key] = hashlib.sha256(Path(telling[key]).read_bytes()).hexdigest()
         varied = [f"{key}={value}" for key, value in telling.items() if key.startswith(("gid_", "distill"))]
         words = [_label(model), *(varied or (["gid"] if "teacher" in telling else []))]
-        name = _name(words, args.get("seed", 0), {"model": _identity(model), **telling})
+        name = _name(words, args.get("seed", 0), {"model": _identity(model, self.trust), **telling})
         return Run(name, {"model": model, "patience": 0, **args}, None, needs)  # no run stops before another
 
     def _teacher(self, name: str) -> tuple[Path, Run | None, str]:
@@ -170,7 +175,7 @@ class Planner:
                 found = run
             LOGGER.info(f"teacher={name}: {found.resolve()} is used.")
             name = str(found)
-        network = load_model(name, "teacher")[0]
+        network = load_model(name, "teacher", self.trust)[0]
         return Path(network.pt_path).resolve(), None, fingerprint(network)
 
     def _student(self, model: str, teacher: str | Path) -> str:
@@ -180,7 +185,8 @@ class Planner:
         if _yolo(model) is not None:
             return model
         config = model_config(model)
-        theirs = load_model(teacher, "teacher")[0].yaml if is_checkpoint(teacher) else _settings(str(teacher))
+        known = is_checkpoint(teacher)
+        theirs = load_model(teacher, "teacher", self.trust)[0].yaml if known else _settings(str(teacher))
         changed = with_anchors_of(theirs, config)
         if changed is None:
             return model
@@ -193,10 +199,11 @@ class Planner:
 
     def _evaluation(self, name: str, checkpoint: Path, identity: str, student: str) -> Run:
         """The teacher, measured as the students are."""
-        given = expand(self.common, family_of(student))
-        args: dict[str, Any] = {"data": str(self.data), "imgsz": defaults_of(student)["imgsz"]}
+        given = expand(self.common, family_of(student, self.trust))
+        args: dict[str, Any] = {"data": str(self.data), "imgsz": defaults_of(student, self.trust)["imgsz"]}
         args |= {key: given[key] for key in OF_EVALUATION if key in given}
-        return Run(_name([_label(name), "teacher"], None, {**args, "teacher": identity}), args, checkpoint)
+        run = _name([_label(name), "teacher"], None, {**args, "teacher": identity})
+        return Run(run, {**args, "trust": True} if self.trust else args, checkpoint)
 
 
 def check_run(defaults: dict[str, Any], args: dict[str, Any]) -> None:
@@ -219,7 +226,8 @@ def check_pair(group: Group, student: str, common: dict[str, Any]) -> None:
     Raises:
         UserError: Which row does.
     """
-    own, theirs = family_of(student), family_of(str(group.teacher))
+    trust = common.get("trust", False)
+    own, theirs = family_of(student, trust), family_of(str(group.teacher), trust)
     for row in group.rows if own != theirs else ():
         args = {**DEFAULTS, **common, **row.args}
         if row.kind == "distilled" and "gid" in parse_methods(str(args["distill"])) and args["gid_response"]:
@@ -229,25 +237,25 @@ def check_pair(group: Group, student: str, common: dict[str, Any]) -> None:
             )
 
 
-def defaults_of(model: str) -> dict[str, Any]:
+def defaults_of(model: str, trust: bool = False) -> dict[str, Any]:
     """What `gid-train` takes for the arguments of a model that are not given."""
     if is_checkpoint(model):
-        network = load_model(model)[0]
+        network = load_model(model, trust=trust)[0]
         return yolo_defaults() if "head" in network.yaml else model_defaults(network.yaml)
     return yolo_defaults() if _yolo(model) is not None else model_defaults(model_config(model))
 
 
-def family_of(model: str) -> str:
+def family_of(model: str, trust: bool = False) -> str:
     """Kind of a model: retinanet, fcos, faster_rcnn or yolo."""
     if is_checkpoint(model):
-        return distillable(load_model(model)[0]).family
+        return distillable(load_model(model, trust=trust)[0]).family
     return "yolo" if _yolo(model) is not None else str(model_config(model)["detector"])
 
 
-def _identity(model: str) -> str:
+def _identity(model: str, trust: bool) -> str:
     """What tells a model from others of its name: its settings or its weights."""
     if is_checkpoint(model):
-        return fingerprint(load_model(model)[0])
+        return fingerprint(load_model(model, trust=trust)[0])
     return json.dumps({k: v for k, v in _settings(model).items() if k != "yaml_file"}, sort_keys=True, default=str)
 
 

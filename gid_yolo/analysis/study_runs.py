@@ -69,14 +69,18 @@ class Runner:
         best, last = home / "weights" / "best.pt", home / "weights" / "last.pt"
         if run.checkpoint is not None:
             return ["val", *_words({"model": run.checkpoint, "split": self.split, "plots": False, **args, **place})]
-        finished = True if (home / "coco_metrics.json").is_file() else _finished(last)
+        trusted = {key: args[key] for key in ("trust",) if key in args}
+        finished = True if (home / "coco_metrics.json").is_file() else _finished(last, **trusted)
         if finished:
             file = self._results_file(run)
             place |= {"project": file.parents[1], "name": file.parent.name}
             measured = {key: args[key] for key in ("data", *OF_EVALUATION) if key in args}
-            return ["val", *_words({"model": best, "split": self.split, "plots": False, **measured, **place})]
+            return [
+                "val",
+                *_words({"model": best, "split": self.split, "plots": False, **measured, **trusted, **place}),
+            ]
         if finished is False:
-            moved = {"teacher": args["teacher"]} if "teacher" in args else {}
+            moved = trusted | ({"teacher": args["teacher"]} if "teacher" in args else {})
             return ["train", "resume=True", *_words({"model": last, "save_dir": home, **moved})]
         return ["train", *_words({"plots": False, **args, **place})]
 
@@ -159,8 +163,9 @@ class Runner:
         best = home / "weights" / "best.pt"
         if run.checkpoint is not None or not best.is_file():
             return
-        asked = run.args.get("batch", defaults_of(run.args["model"])["batch"])
-        batch = record_of(load_model(best)[0]).get("batch", asked)
+        trust = run.args.get("trust", False)
+        asked = run.args.get("batch", defaults_of(run.args["model"], trust)["batch"])
+        batch = record_of(load_model(best, trust=trust)[0]).get("batch", asked)
         if batch != asked:
             home.rename(home.with_name(f"{home.name}.batch{batch}"))
             self.failed[run.name] = f"the memory was too small for batch={asked}: give a smaller batch= or fewer jobs="
@@ -241,12 +246,12 @@ def _words(arguments: dict[str, Any]) -> Iterator[str]:
     return (f"{key}={value}" for key, value in arguments.items())
 
 
-def _finished(last: Path) -> bool | None:
+def _finished(last: Path, trust: bool = False) -> bool | None:
     """Whether training came to its end, when Ultralytics takes the optimiser out of the file; None without a file."""
     if not last.is_file():
         return None
     try:
-        return load_any(last)[1].get("optimizer") is None
+        return load_any(last, trust=trust)[1].get("optimizer") is None
     except UserError as error:  # half a file: the machine went down while it was written
         LOGGER.warning(f"{error} The run begins anew.")
         return None

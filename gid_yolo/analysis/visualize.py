@@ -45,7 +45,8 @@ def visualize(*, model: str | Path, teacher: str | Path, source: str | Path, **k
         model: Checkpoint of the student.
         teacher: Checkpoint of the teacher.
         source: An image, a folder, a glob pattern, or a text file of paths.
-        **kwargs: Arguments of `gid-train` that bear on it: imgsz, device, gid_top_k, gid_iou, project, name, exist_ok.
+        **kwargs: Arguments of `gid-train` that bear on it: imgsz, device, trust, gid_top_k, gid_iou, project, name,
+            exist_ok.
 
     Returns:
         The pictures.
@@ -54,7 +55,9 @@ def visualize(*, model: str | Path, teacher: str | Path, source: str | Path, **k
         UserError: Models or images that cannot be used.
     """
     check_keys(kwargs)
-    student_model, teacher_model = load_model(model)[0], load_model(teacher, "teacher")[0]
+    check_values(kwargs)
+    trust = kwargs.get("trust", False)
+    student_model, teacher_model = load_model(model, trust=trust)[0], load_model(teacher, "teacher", trust)[0]
     args = get_cfg(DEFAULTS, {"imgsz": student_model.args.get("imgsz", 640), **kwargs, "mode": "visualize"})
     check_values(vars(args))
     folder = get_save_dir(args, name=args.name or "visualize")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ultralytics.nn.tasks import DetectionModel
@@ -11,6 +12,19 @@ from ultralytics.utils import LOGGER
 from gid_yolo.engine import foreign
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError, some
+
+
+@dataclass(frozen=True)
+class SharedClasses:
+    """The classes that teacher and student have in common: one compares the other's scores of these alone.
+
+    Attributes:
+        student: Indices of the student's classes.
+        teacher: The teacher's class for each of them.
+    """
+
+    student: list[int]
+    teacher: list[int]
 
 
 def match_classes(own: Mapping[int, str], wanted: Mapping[int, str], role: str) -> dict[int, int]:

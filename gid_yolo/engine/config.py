@@ -34,6 +34,12 @@ _WEIGHTS = {
     "mimicking": ("mimicking_weight",),
 }
 _PARTS = ("alpha", "beta")  # of the response loss
+# Of a run, not of its training: no file says them
+_PLACES = frozenset(
+    {"save_dir", "project", "name", "exist_ok", "resume", "model", "data", "pretrained", "teacher", "device", "cache"}
+    | {"trust", "cfg", "mode", "task", "recipe", "source", "distill_model", "augmentations", "tracker"}
+    | {"backbone_weights"}
+)
 MIN_IMGSZ = 64
 YOLO_VALIDATION_CONF = 0.001  # what Ultralytics' validator takes where none is given
 
@@ -44,8 +50,12 @@ def model_defaults(config: dict[str, Any]) -> dict[str, Any]:
     Where its detections are final, `conf`, `iou` and `max_det` are those of its settings.
     """
     train = config.get("train") or {}
+    if not isinstance(train, dict):
+        raise UserError(f"train: {str(train)[:80]} in a model's settings must hold 'key: value' lines.")
     check_keys(train)
-    return {**DEFAULTS, **(built_in_limits(config) if "detector" in config else {}), **train}
+    limits = built_in_limits(config) if "detector" in config else {}
+    training = {key: value for key, value in train.items() if key not in _PLACES}
+    return {**DEFAULTS, **limits, **training, "trust": False}  # no file says that it is to be trusted
 
 
 def yolo_defaults() -> dict[str, Any]:
@@ -81,7 +91,7 @@ def check_keys(args: dict[str, Any]) -> None:
     LOGGER.setLevel("ERROR")  # Ultralytics would print its whole manual before the one sentence that matters
     try:
         check_dict_alignment(DEFAULTS, dict(args))
-    except SyntaxError as error:
+    except (SyntaxError, TypeError) as error:  # TypeError is of a deprecated argument's value
         raise UserError(" ".join(str(error).split()).replace("YOLO argument", "argument")) from error
     finally:
         LOGGER.setLevel(level)
@@ -104,9 +114,12 @@ def check_values(args: dict[str, Any]) -> None:
         value = args.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"{key}={value} must be a whole number of at least 1.")
-    every = args.get("gid_visualize_every") or 0
-    if isinstance(every, bool) or not isinstance(every, int) or every < 0:
-        raise UserError(f"gid_visualize_every={every} must be a whole number of iterations, or 0 for never.")
+    if not isinstance(args.get("trust") or False, bool):
+        raise UserError(f"trust={args['trust']} must be True or False.")
+    for key in ("gid_visualize_every", "gradients"):
+        every = args.get(key) or 0
+        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
+            raise UserError(f"{key}={every} must be a whole number of iterations, or 0 for never.")
     if (args.get("gid_adapt_kernel") or 1) % 2 == 0:
         raise UserError(f"gid_adapt_kernel={args['gid_adapt_kernel']} must be odd, so that crops keep their size.")
     for key in ("gid_iou", "ema_decay", "conf", "iou"):

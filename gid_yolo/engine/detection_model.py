@@ -37,7 +37,10 @@ class GIDDetectionModel(DetectionModel):
         model: `nn.Sequential` of the detector alone, so that `model.model[-1]` is the head for Ultralytics' code.
         yaml: The settings, with `nc`; a detector is rebuilt from them.
         record: What produced the weights (data, epochs, teacher, ...), kept in the checkpoint.
+        folded: `fuse` has changed the backbone.
     """
+
+    folded = False
 
     def __init__(
         self,
@@ -65,6 +68,19 @@ class GIDDetectionModel(DetectionModel):
         self.record: dict[str, Any] = {}
         if verbose:
             self.info()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Be pickled as data, see `rebuild`: the file names one function, and holds settings, values and tensors."""
+        from gid_yolo.engine.rebuild import store_detector  # which needs this class
+
+        return store_detector(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GIDDetectionModel:
+        """A copy of everything, as of any other module."""
+        model = type(self).__new__(type(self))
+        memo[id(self)] = model
+        model.__setstate__(deepcopy(self.__dict__, memo))
+        return model
 
     @property
     def detector(self) -> Detector:
@@ -137,7 +153,7 @@ class GIDDetectionModel(DetectionModel):
                     torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in zip(body(probe), folded(probe), strict=True)
                 )
             if same:
-                self.detector.backbone.body = folded
+                self.detector.backbone.body, self.folded = folded, True
             else:  # a network that does not call its modules in the order it registers them
                 LOGGER.warning(
                     f"batch normalisation of {self.yaml['backbone']} is left unfolded: it would not be exact."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +136,14 @@ def _channels(view: Distillable, levels: list[int]) -> list[int]:
 def is_yolo(model: Any) -> bool:
     """True for Ultralytics' own detection models with a YOLO head."""
     return isinstance(model, DetectionModel) and type(model.model[-1]) in YOLO_HEADS
+
+
+def dense_head(model: nn.Module) -> nn.Module:
+    """The part of a detector that is given the pyramid and makes the dense predictions."""
+    if not isinstance(model, GIDDetectionModel):
+        return cast(nn.Module, cast(Any, model).model[-1])
+    detector = model.detector
+    return detector.rpn if isinstance(detector, FasterRCNN) else detector.head
 
 
 class OwnDetector(Distillable):

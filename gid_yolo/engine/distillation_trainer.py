@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.checks import check_file as find
 from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo._version import __version__
@@ -20,21 +22,28 @@ from gid_yolo.engine.config import check_keys, checked_args, without_none
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.figure4 import Figure4
+from gid_yolo.engine.gradients import GradientStatistics
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
+from gid_yolo.engine.named_data import check_named
+from gid_yolo.engine.provenance import digest_of_labels, write_provenance
+from gid_yolo.engine.safe_load import check_file, safely
 from gid_yolo.engine.schedule import override
-from gid_yolo.engine.scheduled_trainer import ScheduledTrainer
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.validator import GIDValidator
+from gid_yolo.engine.watched_trainer import WatchedTrainer
 from gid_yolo.errors import UserError
 
 _RECORDED = (
     *("model", "data", "epochs", "iterations", "lr_steps", "lr_gamma", "batch", "imgsz", "seed", "optimizer", "lr0"),
-    *("fraction", "teacher", "distill"),
+    *("fraction", "warmup_iterations", "backbone_lr", "ema_decay", "freeze_bn", "frozen_stages", "teacher", "distill"),
 )
 
+# What tensors and numbers of any kind raise in place of an optimiser's
+_UNFIT = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError)
 
-class DistillationTrainer(ScheduledTrainer):
+
+class DistillationTrainer(WatchedTrainer):
     """Trains a detector; under `teacher=`, by general instance distillation.
 
     Data, augmentation, EMA, logging, plots, early stop, resume and checkpoints are Ultralytics'. Added here: the
@@ -47,6 +56,7 @@ class DistillationTrainer(ScheduledTrainer):
     """
 
     model: Any  # a name before setup_model, then the network
+    _teacher: DetectionModel | None = None
 
     def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = without_none(overrides or {})
@@ -59,7 +69,8 @@ class DistillationTrainer(ScheduledTrainer):
             raise UserError(f"recipe={overrides['recipe']} is read by gid-train and GID.train: train with one of them.")
         self.model_record: dict[str, Any] = {}
         self.adaptation_state: dict[str, torch.Tensor] | None = None
-        defaults = self.defaults_for(None if overrides.get("resume") else overrides.get("model"))
+        self.trust = overrides.get("trust") is True
+        defaults = self.defaults_for(None if overrides.get("resume") else overrides.get("model"), self.trust)
         defaults = override(defaults, overrides)
         checked_args(defaults, overrides)
         super().__init__(defaults, overrides, _callbacks)
@@ -72,15 +83,38 @@ class DistillationTrainer(ScheduledTrainer):
             self.args.compile = False
 
     @staticmethod
-    def defaults_for(model: Any) -> dict[str, Any]:
+    def defaults_for(model: Any, trust: bool = False) -> dict[str, Any]:
         """Default arguments for training a model; of a resumed run (None) the checkpoint's replace them."""
         raise NotImplementedError
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Ultralytics' check; besides, `teacher=` may name the file's new place (its fingerprint is compared)."""
-        super().check_resume(overrides)
-        if self.resume and overrides.get("teacher"):
-            self.args.teacher = overrides["teacher"]
+        """Ultralytics' check; besides, `teacher=` may name the file's new place (its fingerprint is compared).
+
+        Raises:
+            UserError: A file that is no checkpoint, or that could run code.
+        """
+        resumed, data = self.args.resume, self.args.data
+        named = isinstance(resumed, str | Path)
+        exists = named and Path(resumed).exists()
+        if named and not exists:  # Ultralytics would go on with the latest run
+            raise UserError(f"resume={resumed} does not exist: give the last.pt of a run.")
+        if exists and not self.trust:
+            check_file(Path(find(str(resumed))), "resume")  # by the name under which it will be opened
+        try:
+            with safely(self.trust):
+                super().check_resume(overrides)
+        except FileNotFoundError:  # which Ultralytics makes of every error
+            if exists:
+                load_any(resumed, "resume", self.trust)  # which says what it is
+            raise
+        if self.resume and not (self.trust or data):
+            check_named(self.args.data, f"resume={resumed}")
+        if self.resume:
+            place = Path(self.args.resume).resolve().parent
+            own = place.parent if place.name == "weights" else place
+            self.args.save_dir = str(overrides.get("save_dir") or own)  # no file says where a run is written
+            self.args.trust = self.trust  # no file says that others are to be trusted
+            self.args.teacher = overrides.get("teacher") or vars(self.args).get("teacher")
 
     # Data -------------------------------------------------------------------------------------------------------------
 
@@ -102,9 +136,16 @@ class DistillationTrainer(ScheduledTrainer):
                 "lies beside images/ and that its files are not empty."
             )
         # With iterations= the epochs are known only now; with too little memory Ultralytics comes back, batch halved
+        digest = digest_of_labels(self.train_loader.dataset.labels, self.data["names"])
+        if (before := self.model_record.get("train_images")) not in (None, digest):
+            raise UserError(
+                f"data={self.args.data} has not the training images, boxes or classes that this run began with (digest "
+                f"{digest}, then {before}): put them back, or start a new run."
+            )
         if not self.model_record:
             model = unwrap_model(self.model)
-            getattr(model, "student_model", model).record.update(epochs=self.epochs, batch=self.args.batch)
+            record = getattr(model, "student_model", model).record
+            record.update(epochs=self.epochs, batch=self.args.batch, train_images=digest)
 
     # Model ------------------------------------------------------------------------------------------------------------
 
@@ -124,7 +165,7 @@ class DistillationTrainer(ScheduledTrainer):
             return None
         cfg, weights, ckpt = self.model, None, None
         if is_checkpoint(self.model):
-            weights, ckpt = load_any(self.model)
+            weights, ckpt = load_any(self.model, trust=self.trust)
             if isinstance(weights, DistillationModel):  # an interrupted distillation
                 self.adaptation_state = weights.projector.state_dict()
                 weights = weights.student_model
@@ -135,7 +176,7 @@ class DistillationTrainer(ScheduledTrainer):
                 self.model_record = record_of(weights)
         if not self.resume:
             if isinstance(self.args.pretrained, str | Path):
-                weights, _ = load_model(self.args.pretrained, "pretrained")
+                weights, _ = load_model(self.args.pretrained, "pretrained", self.trust)
                 self._check_pretrained(weights, cfg)
             elif self.args.pretrained is False:
                 weights = None
@@ -168,13 +209,19 @@ class DistillationTrainer(ScheduledTrainer):
             with torch.random.fork_rng(devices=[]):  # a distilled run draws the numbers of its plain twin
                 self.model = self._with_teacher(student)
 
+    def load_teacher(self) -> DetectionModel:
+        """The teacher as its file has it, read once while the run is set up."""
+        if self._teacher is None:
+            self._teacher, _ = load_model(self.args.teacher, "teacher", self.trust)
+        return self._teacher
+
     def _with_teacher(self, student: Any) -> TeacherStudentModel:
         """Student and teacher side by side.
 
         Raises:
             UserError: The teacher is missing, changed since the run began, or does not fit the student.
         """
-        teacher, _ = load_model(self.args.teacher, "teacher")
+        teacher = self.load_teacher()
         digest = fingerprint(teacher)
         if (before := student.record.get("teacher_fingerprint")) not in (None, digest):
             raise UserError(
@@ -210,15 +257,48 @@ class DistillationTrainer(ScheduledTrainer):
 
     # Loop -------------------------------------------------------------------------------------------------------------
 
+    def train(self) -> None:
+        """Train, also in a process of Ultralytics' launcher; what it opens is read as data."""
+        with safely(self.trust):
+            super().train()
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Ultralytics' resumption.
+
+        Raises:
+            UserError: The state of the run does not fit its model.
+        """
+        try:
+            super().resume_training(ckpt)
+        except UserError:
+            raise
+        except _UNFIT as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"resume={self.args.resume} cannot go on ({type(error).__name__}: {reason}).") from error
+
+    def final_eval(self) -> None:
+        """Ultralytics' final evaluation, of files that are still this run's.
+
+        Raises:
+            UserError: One beside them is no checkpoint, or could run code.
+        """
+        for path in (self.best, self.last):
+            if path.exists() and not self.trust and RANK in {-1, 0}:
+                check_file(path, "model")
+        super().final_eval()
+
     def _setup_train(self) -> None:
         super()._setup_train()
         if RANK in {-1, 0}:
+            write_provenance(self)
             with torch.random.fork_rng(devices=[]):
                 preflight.report(self)
             if self.distilling:
-                unwrap_model(self.model).probe = {}
-                self.add_callback("on_train_batch_end", preflight.check_finite)
-                self.add_callback("on_train_batch_end", preflight.first_step)
+                first = preflight.FirstStep()
+                self.add_callback("on_train_batch_start", first.ask)
+                self.add_callback("on_train_batch_end", first.check)
+            if every := self.own("gradients"):
+                self._add_gradients(every)
             if self.distilling and unwrap_model(self.model).projector.gid is not None:
                 counts = InstanceCounts(self.save_dir / "gi_types.csv")
                 self.add_callback("on_train_epoch_start", counts.start)
@@ -229,6 +309,17 @@ class DistillationTrainer(ScheduledTrainer):
                     self.add_callback("on_train_epoch_start", drawer.start)
                     self.add_callback("on_train_batch_start", drawer.ask)
                     self.add_callback("on_train_batch_end", drawer.end)
+        self._teacher = None
+
+    def _add_gradients(self, every: int) -> None:
+        if not self.distilling:
+            LOGGER.warning("gradients= is off: without a teacher there is one loss, and nothing to compare it with.")
+            return
+        statistics = GradientStatistics(self.save_dir / "gradients.csv", every)
+        self.add_callback("on_train_epoch_start", statistics.start)
+        self.add_callback("on_train_batch_start", statistics.ask)
+        self.add_callback("on_train_batch_end", statistics.add)
+        self.add_callback("on_train_epoch_end", statistics.write)
 
     def plot_metrics(self) -> None:
         """Ultralytics' curves, and figure 5 of a distillation."""

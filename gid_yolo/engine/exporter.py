@@ -97,10 +97,14 @@ class WithNMS(ExportWrapper):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) to (B, D, 6): xyxy in pixels, score and class, rows of zeros where an image has fewer."""
-        found = self._model(images)
-        found = found if isinstance(found, Tensor) else found[0]
+        found = self.dense(images)
         boxes = xywh_to_xyxy(found[:, :4].transpose(1, 2))
         return class_nms(boxes, found[:, 4:], min_score=self.conf, iou_threshold=self.iou, max_det=self.max_det)
+
+    def dense(self, images: Tensor) -> Tensor:
+        """Map (B, 3, H, W) to what goes into the NMS, (B, 4 + nc, R)."""
+        found = self._model(images)
+        return found if isinstance(found, Tensor) else found[0]
 
 
 def _declare(output: onnx.ValueInfoProto, shape: list[int | str]) -> None:

@@ -11,11 +11,13 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, ops
 from ultralytics.utils.torch_utils import unwrap_model
 
-from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.distillable import distillable
-from gid_yolo.engine.teacher import SharedClasses, count_images, loaded_share
+from gid_yolo.engine.gradients import Pull
+from gid_yolo.engine.teacher import loaded_share
 from gid_yolo.engine.teacher_student import TeacherStudentModel
+from gid_yolo.engine.unusable import tell_unusable
 from gid_yolo.errors import UserError, some
 
 if TYPE_CHECKING:
@@ -81,12 +83,15 @@ def report(trainer: DistillationTrainer) -> None:
 
 
 def _counted(trainer: DistillationTrainer, split: str) -> str:
-    """How many images a split gives, and how many of its files Ultralytics skipped (it named each as it read them)."""
-    used = len((trainer.train_loader if split == "train" else trainer.test_loader).dataset)
-    files = count_images(trainer.data["train" if split == "train" else trainer.args.split])
-    if used == files or trainer.args.fraction != 1.0:
-        return str(used)
-    return f"{used} of {files}: {files - used} COULD NOT BE USED, each is named above"
+    """How many images a split gives, and how many of its files Ultralytics skipped."""
+    used = (trainer.train_loader if split == "train" else trainer.test_loader).dataset.im_files
+    if trainer.args.fraction != 1.0:
+        return str(len(used))
+    classes = None if trainer.args.single_cls else trainer.data["nc"]
+    left = tell_unusable(trainer.data["train" if split == "train" else trainer.args.split], used, classes)
+    return (
+        f"{len(used)} of {len(used) + left}: {left} COULD NOT BE USED, each is named above" if left else f"{len(used)}"
+    )
 
 
 def _describe(model: DetectionModel) -> str:
@@ -96,7 +101,7 @@ def _describe(model: DetectionModel) -> str:
 
 def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> list[tuple[str, str]]:
     teacher, student, args = model.teacher_model, model.student_model, trainer.args
-    original, _ = load_model(args.teacher, "teacher")  # the one in use has its batch norms folded
+    original = trainer.load_teacher()  # the one in use has its batch norms folded
     loaded, wanted = loaded_share(original)
     if loaded < wanted:
         raise UserError(
@@ -195,38 +200,57 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
     return accumulator.columns(model.student_model.nc), len(accumulator.images)
 
 
-def first_step(trainer: DistillationTrainer) -> None:
-    """After the first training step: every distillation term that is on must have a value and a gradient.
+class FirstStep:
+    """After the first training step every distillation term that is on must have a value and a gradient.
 
     A batch in which a method finds nothing to compare says nothing of that, so the next one is looked at.
-
-    Raises:
-        UserError: A term is 0 or has no gradient, although it is on.
     """
-    model: Any = unwrap_model(trainer.model)
-    if not model.probe:
-        return
-    probe, model.probe = model.probe, None
-    if any(probe[name][0] == 0 and _has_nothing(model, name) for name in model.term_names):
-        if not model.waiting:
-            LOGGER.warning(
-                "nothing to distil in the first batch: the losses are checked on the first that has something."
-            )
-        model.probe, model.waiting = {}, True
-        return
-    task, task_grad = probe.pop("task")
-    lines = [f"  {'task loss':<10} {task:>11.4g}                gradient {task_grad:>9.3g}"]
-    for name, (value, grad) in probe.items():
-        lines.append(f"  {name:<10} {value:>11.4g} = {value / task:>9.3g} x task, gradient {grad:>9.3g}")
+
+    def __init__(self) -> None:
+        self.passed = self.waiting = False
+
+    def ask(self, trainer: DistillationTrainer) -> None:
+        """Before a batch."""
+        if not self.passed:
+            unwrap_model(trainer.model).asked = True
+
+    def check(self, trainer: DistillationTrainer) -> None:
+        """After it.
+
+        Raises:
+            UserError: A term is 0 or has no gradient, although it is on.
+        """
+        model: Any = unwrap_model(trainer.model)
+        if self.passed:
+            return
+        if any(model.pulls[name].value == 0 and _has_nothing(model, name) for name in model.term_names):
+            if not self.waiting:
+                LOGGER.warning(
+                    "nothing to distil in the first batch: the losses are checked on the first that has something."
+                )
+            self.waiting = True
+            return
+        self.passed = True
+        _check_pulls(model, model.pulls)
+
+
+def _check_pulls(model: TeacherStudentModel, found: dict[str, Pull]) -> None:
+    task = found["task"]
+    lines = [f"  {'task loss':<10} {task.value:>11.4g}                gradient {task.norm:>9.3g}"]
+    for name in model.term_names:
+        value, norm, *_ = found[name]
+        lines.append(f"  {name:<10} {value:>11.4g} = {value / task.value:>9.3g} x task, gradient {norm:>9.3g}")
     LOGGER.info("\nFirst step (gradients at the student's pyramid)\n" + "\n".join(lines) + "\n")
     for name in model.term_names:
-        value, grad = probe.get(name, (0.0, 0.0))
-        if name == "rel_loss" and value == 0 and not (model.instances.valid.sum(1) > 1).any():
+        value, norm, *_ = found[name]
+        if not math.isfinite(value):
+            continue  # which is traced wherever it happens, see `WatchedTrainer`
+        if name == "rel_loss" and value == 0 and not (cast(Any, model.instances).valid.sum(1) > 1).any():
             LOGGER.warning("rel_loss is 0 in the first step: no image has two general instances to relate.")
             continue
-        if value == 0 or grad == 0 or not math.isfinite(value + grad):
+        if value == 0 or norm == 0 or not math.isfinite(norm):
             raise UserError(
-                f"{name} is on but its value is {value:g} and its gradient {grad:g} in the first step: "
+                f"{name} is on but its value is {value:g} and its gradient {norm:g} in the first step: "
                 "teacher and student may be the same model, or no general instance was found."
             )
 
@@ -237,34 +261,3 @@ def _has_nothing(model: TeacherStudentModel, name: str) -> bool:
         return not bool(cast(Tensor, model.has_objects))
     gid = model.projector.gid
     return gid is not None and name in gid.term_names and not bool(cast(Any, model.instances).valid.any())
-
-
-def check_finite(trainer: DistillationTrainer) -> None:
-    """After every training step: a NaN among the predictions would make every loss one.
-
-    Of finite predictions a term can still overflow, for adaptations compute in half precision under autocast. A student
-    that has a checkpoint to go back to is left to Ultralytics, which does so at the end of the epoch. With several
-    processes the first one's images are looked at.
-
-    Raises:
-        UserError: The teacher predicted NaN or infinite values; or the student did, or a term became one, in the first
-            epoch of the run.
-    """
-    model: Any = unwrap_model(trainer.model)
-    teacher, student, *terms = model.finite.tolist()  # the progress bar has just waited for the same step
-    if teacher and student and all(terms):
-        return
-    if not teacher:
-        event = "the teacher predicted NaN or infinite values"
-        remedy = "its weights or these images are damaged; see what gid-val says of it"
-    elif not student:
-        event = "the student predicted NaN or infinite values"
-        remedy = "lower lr0, lengthen warmup_epochs, or set amp=False"
-    else:
-        names = ", ".join(name for name, finite in zip(model.term_names, terms, strict=True) if not finite)
-        event = f"{names} became NaN or infinite, of finite predictions of both models,"
-        remedy = "the features are too large for half precision: set amp=False, or lower lr0"
-    sentence = f"{event} in epoch {trainer.epoch + 1} on a batch of {some(model.files)}: {remedy}."
-    if not teacher or trainer.epoch == trainer.start_epoch:
-        raise UserError(sentence)
-    LOGGER.warning(sentence)

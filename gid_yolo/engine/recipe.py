@@ -13,7 +13,7 @@ from gid_yolo.engine.schedule import override
 from gid_yolo.errors import UserError
 
 FAMILIES = (*BUILDERS, "yolo")
-_OF_ONE_RUN = ("cfg", "mode", "model", "recipe", "resume", "save_dir", "task")
+_OF_ONE_RUN = ("cfg", "mode", "model", "recipe", "resume", "save_dir", "task", "trust")
 
 
 def expand(given: Mapping[str, Any], family: str) -> dict[str, Any]:
@@ -93,5 +93,5 @@ def read_cfg(path: str | Path) -> dict[str, Any]:
         arguments = load_yaml(path)
     except ValueError as error:
         raise UserError(str(error)) from error
-    own = {"cfg", "mode", "resume", "save_dir", "task"}
+    own = {"cfg", "mode", "resume", "save_dir", "task", "trust"}  # no file says that others are to be trusted
     return {key: value for key, value in arguments.items() if key not in own and value is not None}

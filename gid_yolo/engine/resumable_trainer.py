@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ultralytics.utils import LOGGER, RANK
 
 from gid_yolo.engine.parallel_trainer import ParallelTrainer
 from gid_yolo.engine.run_state import KEY, capture, forget_epochs, restore, restore_gradients, save, strip
+from gid_yolo.engine.safe_load import check_file
 from gid_yolo.engine.seeding import mixed_seed, seed_all, seed_loader, start_epoch
 from gid_yolo.errors import UserError
 from gid_yolo.files import replaced
@@ -36,9 +38,11 @@ class ResumableTrainer(ParallelTrainer):
 
     Attributes:
         iteration: Iterations before the present one, of this run and of those it resumes.
+        counts: What the run counts by name, likewise.
     """
 
     iteration: int = 0
+    counts: Counter[str]
     _last_step: int = -1  # iteration of the optimiser's last step
     _behind: int = 0  # how far Ultralytics' own count of steps, which begins anew, lies before the run's
     _accumulate: int = 1
@@ -81,8 +85,11 @@ class ResumableTrainer(ParallelTrainer):
             return
         restore(state, self.model, self.ema, self.optimizer)
         self._last_step, self._gradients = state["last_step"], state["gradients"]
+        if RANK in {-1, 0}:  # it is the first process's that are kept
+            self.counts.update(state.get("counts", {}))
 
     def _setup_train(self) -> None:
+        self.counts = Counter()
         self.add_callback("on_train_start", self._begin_run)
         self.add_callback("on_train_epoch_start", self._seed_epoch)
         self.add_callback("on_train_batch_end", self._count_batch)
@@ -165,6 +172,7 @@ class ResumableTrainer(ParallelTrainer):
             last_step=self._last_step,
             iteration=self.iteration,
             ended=bool(self.stop),
+            counts=self.counts,
         )
         contents["optimizer"] = contents[KEY]["optimizer"]
         for path in sorted(folder.iterdir(), key=lambda path: path.name == self.last.name):
@@ -200,6 +208,8 @@ class ResumableTrainer(ParallelTrainer):
         results = {"train_results": self.read_results_csv()}
         for path in (self.best, self.last):  # the last one says that the run is finished
             if path.exists():
+                if not getattr(self, "trust", False):
+                    check_file(path, "model")  # again: it is opened plainly
                 try:
                     strip(path, results)
                 except OSError as error:

@@ -25,7 +25,8 @@ class ScheduledTrainer(ResumableTrainer):
 
     _cut: bool = False  # the loop was stopped because the iterations ended within an epoch
 
-    def _own(self, key: str) -> Any:
+    def own(self, key: str) -> Any:
+        """The value of an argument of ours; None in a run that was begun without it."""
         return vars(self.args).get(key)  # an older checkpoint that is resumed lacks these arguments
 
     @property
@@ -44,7 +45,7 @@ class ScheduledTrainer(ResumableTrainer):
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         """Ultralytics' loader; that of the training set says how many epochs `iterations=` are."""
         loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
-        if mode == "train" and (iterations := self._own("iterations")):
+        if mode == "train" and (iterations := self.own("iterations")):
             # Before anything else reads it: the number of optimiser steps, the scheduler, close_mosaic, the last epoch
             self.epochs = self.args.epochs = math.ceil(iterations / len(loader))
         return loader
@@ -52,21 +53,21 @@ class ScheduledTrainer(ResumableTrainer):
     def _build_train_pipeline(self) -> None:
         retry = self.optimizer is not None
         super()._build_train_pipeline()
-        if (warmup := self._own("warmup_iterations")) is not None:
+        if (warmup := self.own("warmup_iterations")) is not None:
             check_warmup(warmup, self.schedule.iterations)
-        if iterations := self._own("iterations"):
+        if iterations := self.own("iterations"):
             self.accumulate = min(self.accumulate, iterations)  # or the optimiser would make no step at all
             if retry:
                 LOGGER.warning(f"iterations={iterations} and lr_steps= now count batches of {self.batch_size} images.")
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Optimizer:
         """Ultralytics' optimiser; `optimizer=auto` chooses by the real number of steps."""
-        if (iterations := self._own("iterations")) and "iterations" in kwargs:
+        if (iterations := self.own("iterations")) and "iterations" in kwargs:
             kwargs["iterations"] = math.ceil(iterations * self.batch_size / max(self.batch_size, self.args.nbs))
         return super().build_optimizer(model, *args, **kwargs)
 
     def _setup_scheduler(self) -> None:
-        if not self._own("lr_steps"):
+        if not self.own("lr_steps"):
             super()._setup_scheduler()
             return
         self.lf = self._factor
@@ -82,7 +83,7 @@ class ScheduledTrainer(ResumableTrainer):
         return schedule.factor(self.iteration if inside else epoch * schedule.batches)
 
     def _get_warmup_iterations(self, num_batches: int) -> int:
-        own = self._own("warmup_iterations")
+        own = self.own("warmup_iterations")
         return super()._get_warmup_iterations(num_batches) if own is None else own
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
@@ -91,7 +92,7 @@ class ScheduledTrainer(ResumableTrainer):
         Raises:
             UserError: Other batches than the run began with, by which its iterations are not those that remain.
         """
-        if ckpt is not None and self.resume and self._own("iterations"):
+        if ckpt is not None and self.resume and self.own("iterations"):
             before = ckpt["train_args"]
             if (before["batch"], before["epochs"]) != (self.args.batch, self.epochs):
                 raise UserError(
@@ -104,7 +105,7 @@ class ScheduledTrainer(ResumableTrainer):
 
     def _setup_train(self) -> None:
         super()._setup_train()
-        if not (self._own("iterations") or self._own("lr_steps")):
+        if not (self.own("iterations") or self.own("lr_steps")):
             return
         LOGGER.info(f"schedule: {self.schedule.describe()}")
         if RANK in {-1, 0}:  # written before the data was read
@@ -121,12 +122,12 @@ class ScheduledTrainer(ResumableTrainer):
 
     def _begin_batch(self, _: Any) -> None:
         """Set the learning rate of this iteration; a warm-up that is not over does so again afterwards."""
-        if self._own("lr_steps"):
+        if self.own("lr_steps"):
             factor = self.schedule.factor(self.iteration)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
     def _end_batch(self, _: Any) -> None:
         """Leave the last epoch where the iterations end inside it."""
-        if self.iteration == self._own("iterations") and self.iteration % len(self.train_loader):
+        if self.iteration == self.own("iterations") and self.iteration % len(self.train_loader):
             self.stop = self._cut = True

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +13,12 @@ from ultralytics.utils.torch_utils import copy_attr
 
 from gid_yolo.distill.methods import Distillation
 from gid_yolo.distill.types import count_types
+from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.detection_model import batch_targets
 from gid_yolo.engine.distillable import Distillable, distillable, share_levels
+from gid_yolo.engine.gradients import Pull, pulls
 from gid_yolo.engine.instance_counts import COUNT_NAMES
-from gid_yolo.engine.teacher import SharedClasses
 from gid_yolo.ops.structures import GeneralInstances
-
-_PROBE_SCALES = (2.0**16, 2.0**8, 1.0)
 
 
 class TeacherStudentModel(DistillationModel):
@@ -55,22 +52,33 @@ class TeacherStudentModel(DistillationModel):
         self.levels = share_levels(self.views[1], self.views[0])
         self.instances: GeneralInstances | None = None  # of the last training batch
         self.sketch: tuple[Any, ...] | None = None  # set to () to keep what figure 4 draws of the next batch
-        self.finite: Tensor | None = None  # (2 + N,) teacher's and student's predictions for that batch, and N terms
-        self.files: Sequence[str] = ()  # of that batch
         self.has_objects: Tensor | None = None  # whether that batch has any
-        self.probe: dict[str, tuple[float, float]] | None = None  # preflight: set to {} to record one step
-        self.waiting = False  # whether the preflight has met a batch without anything to distil
+        self.asked = False  # set to have the `pulls` of the next training batch
+        self.pulls: dict[str, Pull] | None = None
         copy_attr(self, student, exclude=("criterion",))
         self.stride = max(student.stride, frozen.stride, key=lambda s: int(s.max()))  # images must fit both
 
     def _freeze_teacher(self) -> None:
         """Take no note: the teacher is frozen for good and `train()` does not reach it."""
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Be pickled as data, see `rebuild`; a YOLO student as Ultralytics pickles it."""
+        from gid_yolo.engine.rebuild import store_distillation  # which needs this class
+
+        return store_distillation(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TeacherStudentModel:
+        """A copy of everything but the teacher and the last batch."""
+        model = type(self).__new__(type(self))
+        memo[id(self)] = model
+        model.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return model
+
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the teacher and the last batch, for the EMA's copy and for checkpoints."""
+        """Everything but the teacher and the last batch, for the EMA's copy."""
         state = self.__dict__.copy()
-        state.update(teacher_model=None, views=None, instances=None, sketch=None, finite=None, probe=None)
-        state.update(files=(), has_objects=None)
+        state.update(teacher_model=None, views=None, instances=None, sketch=None, asked=False, pulls=None)
+        state.update(has_objects=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -108,7 +116,6 @@ class TeacherStudentModel(DistillationModel):
         features, raw = view.outputs(preds)
         with torch.no_grad():
             teacher_features, teacher_raw = teacher_view.raw(batch["img"])
-        finite, self.files = [teacher_raw.is_finite, raw.is_finite], batch.get("im_file", ())
         of_student, of_teacher = self.class_index or (None, None)
         teacher_raw, raw = teacher_raw.select_classes(of_teacher), raw.select_classes(of_student)
         terms, self.instances = self.projector(
@@ -122,14 +129,13 @@ class TeacherStudentModel(DistillationModel):
             targets=targets,
             proposals=lambda: view.proposals(features, raw, targets, size),
         )
-        self.finite = torch.stack([*finite, *(term.detach().isfinite() for term in terms.values())])
         counts = {} if self.instances is None else count_types(self.instances)
         if self.sketch is not None and (gid := self.projector.gid) is not None:
             shapes = [tuple(x.shape[-2:]) for x in features] if gid.aligned else None
             self.sketch = batch["img"], (teacher_raw, raw.detach()), self.instances, targets, shapes
         scale = view.loss_scale(batch)
-        if self.probe is not None:
-            self.probe = probe_terms({"task": loss.sum() / scale, **terms}, features)
+        self.pulls = pulls({"task": loss.sum() / scale, **terms}, features) if self.asked else None
+        self.asked = False
         total = loss.sum() + sum(terms.values()) * scale
         logged = {name: value.detach() for name, value in terms.items()}
         return total, {**items, **logged, **{f"gi_{name}": value for name, value in counts.items()}}
@@ -186,21 +192,3 @@ def freeze_teacher(teacher: DetectionModel) -> DetectionModel:
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     return teacher
-
-
-def probe_terms(terms: dict[str, Tensor], features: list[Tensor]) -> dict[str, tuple[float, float]]:
-    """Value of every term, and the norm of its gradient with respect to the student's pyramid.
-
-    Half precision rounds small gradients to 0, so that the term is scaled up before, as a gradient scaler does, by the
-    largest of `_PROBE_SCALES` that overflows nowhere. Being powers of two, they change nothing in fp32.
-    """
-    report = {}
-    for name, term in terms.items():
-        for scale in _PROBE_SCALES:
-            grads = torch.autograd.grad(term * scale, features, retain_graph=True, allow_unused=True)
-            norms = [g.detach().float().norm() for g in grads if g is not None]
-            norm = float(torch.stack(norms).norm()) / scale if norms else 0.0
-            if math.isfinite(norm):
-                break
-        report[name] = (float(term.detach()), norm)
-    return report

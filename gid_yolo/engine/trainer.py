@@ -26,11 +26,13 @@ class GIDTrainer(DistillationTrainer):
     """
 
     @staticmethod
-    def defaults_for(model: Any) -> dict[str, Any]:
+    def defaults_for(model: Any, trust: bool = False) -> dict[str, Any]:
         """Ultralytics' defaults, those of `cfg/` over them, and the model's own over all."""
         if model is None:
             return model_defaults({})
-        return model_defaults(load_model(model)[0].yaml if is_checkpoint(model) else configured_model(model, {}))
+        if not is_checkpoint(model):
+            return model_defaults(configured_model(model, {}))
+        return model_defaults(load_model(model, trust=trust)[0].yaml)
 
     @staticmethod
     def family_of(cfg: Any) -> str:
@@ -66,7 +68,7 @@ class GIDTrainer(DistillationTrainer):
     def _with_teachers_anchors(self, config: dict[str, Any]) -> dict[str, Any]:
         """The settings of a new student with the teacher's anchors, without which nothing can be compared."""
         with torch.random.fork_rng(devices=[]):  # a new student draws the weights of its plain twin
-            teacher = load_model(self.args.teacher, "teacher")[0].yaml
+            teacher = self.load_teacher().yaml
         changed = with_anchors_of(teacher, config)
         if changed is None:
             return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gid_yolo.engine.allocations import built_from
 from gid_yolo.engine.config import yolo_defaults
 from gid_yolo.engine.distillation_trainer import DistillationTrainer
 from gid_yolo.errors import UserError
@@ -33,9 +34,20 @@ class YOLOTrainer(DistillationTrainer):
         super().__init__(cfg, overrides, _callbacks)
 
     @staticmethod
-    def defaults_for(model: Any) -> dict[str, Any]:
+    def defaults_for(model: Any, trust: bool = False) -> dict[str, Any]:
         """Ultralytics' defaults and those of the distillation."""
         return yolo_defaults()
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+        """Ultralytics' network.
+
+        Raises:
+            UserError: A checkpoint's settings make none, or one that is far larger than its weights.
+        """
+        if weights is None:
+            return super().get_model(cfg, weights, verbose)
+        with built_from(weights, f"model={self.args.model}"):
+            return super().get_model(cfg, weights, verbose)
 
     @staticmethod
     def family_of(cfg: Any) -> str:

@@ -110,6 +110,15 @@ def test_a_run_is_named_by_what_is_learnt(plan, checkpoints, tmp_path) -> None:
     assert plan("verdict")["plain"].runs[0].name == plan("verdict", gid_feature=1e-4)["plain"].runs[0].name
 
 
+def test_trust_reaches_every_run_and_names_none(plan) -> None:
+    trusted, others = plan("verdict", trust=True), plan("verdict")
+    assert trusted.keys() == others.keys()
+    for name, row in trusted.items():
+        for seed, run in row.runs.items():
+            assert run.args["trust"] is True
+            assert run.name == others[name].runs[seed].name
+
+
 def test_a_teacher_by_name_is_trained_first_and_once(plan, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     rows = plan("verdict", teacher="retina_r10", teacher_epochs=5, classes=[1])

@@ -103,6 +103,31 @@ def test_a_process_that_dies_leaves_a_checkpoint(tmp_path, settings):
     assert load_any(last)[1]["optimizer"] is None  # finished
 
 
+def test_a_nan_of_one_process_is_traced_by_it_and_stops_all_in_the_first_epoch(tmp_path, settings):
+    done = train(tmp_path / "run", 2, {**settings, "model": "retina_nano"}, "nan", "0")
+    assert done.returncode != 0
+    assert "UserError: the student predicted NaN or infinite values in epoch 1" in done.stderr  # whoever says it
+    assert "UserError: the gradient" not in done.stderr
+    first, second = (json.loads(path.read_text())["events"] for path in sorted((tmp_path / "run").rglob("nonfinite*")))
+    assert second[0]["not_finite"]["inputs"] == ["student features", "student predictions"]
+    assert first[0]["not_finite"]["inputs"] == first[0]["not_finite"]["terms"] == []
+    assert first[0]["not_finite"]["gradients"]  # the average of the two
+    assert [event[0]["iteration"] for event in (first, second)] == [1, 1]
+    assert [len(event[0]["files"]) for event in (first, second)] == [2, 2]
+    assert not {*first[0]["files"]} & {*second[0]["files"]}
+    assert not list((tmp_path / "run").rglob("last.pt"))
+
+
+def test_a_nan_of_one_process_is_recovered_from_by_all(tmp_path, settings):
+    done = train(tmp_path / "run", 2, {**settings, "model": "retina_nano", "epochs": 3}, "nan", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads(path.read_text()) for path in sorted((tmp_path / "run").rglob("nonfinite*")))
+    assert first["recoveries"] == second["recoveries"] == 1
+    assert [event["iteration"] for event in first["events"] + second["events"]] == [5, 5]  # 4 batches an epoch
+    (best,) = (tmp_path / "run").rglob("best.pt")
+    assert all(torch.isfinite(x).all() for x in load_model(best)[0].state_dict().values())
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, settings):
     done = train(tmp_path / "run", 2, {**settings, "model": "retina_nano", "batch": 3})
     assert done.returncode != 0

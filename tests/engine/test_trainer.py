@@ -2,6 +2,8 @@
 
 import csv
 import math
+import struct
+import zlib
 
 import cv2
 import pytest
@@ -13,6 +15,7 @@ from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import load_any, load_model
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.instance_counts import COUNT_NAMES, read_counts
+from gid_yolo.engine.provenance import digest_of_labels
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
@@ -41,6 +44,8 @@ def test_plain_training_writes_a_student_and_its_ten_columns(data):
     model, _ = load_model(trainer.best)
     assert model.names == {0: "a", 1: "b"}
     assert model.record["epochs"] == 1
+    loaded = trainer.train_loader.dataset.labels
+    assert model.record["train_images"] == digest_of_labels(loaded, {0: "a", 1: "b"})
     assert (trainer.save_dir / "coco_metrics.json").is_file()
     assert set(results(trainer)[0]) >= {"train/cls_loss", "train/box_loss"}
 
@@ -115,7 +120,7 @@ def test_a_term_that_overflows_is_named(data, teacher):
         torch.nn.init.constant_(t.model.projector.gid.adapt.conv.bias, math.inf)
 
     trainer.add_callback("on_train_start", break_it)
-    with pytest.raises(UserError, match=r"feat_loss, rel_loss became NaN or infinite, .* set amp=False"):
+    with pytest.raises(UserError, match=r"feat_loss, rel_loss became NaN or infinite, .*: lower lr0 or the weight"):
         trainer.train()
 
 
@@ -257,9 +262,17 @@ def test_random_weights_are_not_frozen_by_the_yaml(data, monkeypatch):
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
 
 
-def test_an_unreadable_image_is_skipped_by_name(tmp_path, monkeypatch):
+def bomb() -> bytes:
+    """A PNG of 60000 x 60000 pixels of one colour: 10.8 GB, of 4 bytes that are compressed here."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(4)))]
+    chunks = (struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("contents", [b"not an image", b"", bomb()], ids=["text", "empty", "bomb"])
+def test_an_unreadable_image_is_skipped_by_name(tmp_path, monkeypatch, contents):
     data = write_data(tmp_path / "broken")
-    (tmp_path / "broken" / "images" / "train" / "3.png").write_bytes(b"not an image")
+    (tmp_path / "broken" / "images" / "train" / "3.png").write_bytes(contents)
     warnings = []
     monkeypatch.setattr(LOGGER, "warning", lambda text, *a, **k: warnings.append(str(text)))
     infos = []
@@ -268,6 +281,26 @@ def test_an_unreadable_image_is_skipped_by_name(tmp_path, monkeypatch):
     assert len(trainer.train_loader.dataset) == 7  # 8 written, 1 unreadable
     assert any("3.png" in text for text in warnings + infos)
     assert any("7 of 8: 1 COULD NOT BE USED" in text for text in infos)
+    bad = tmp_path / "broken" / "images" / "train" / "3.png"
+    assert f"images left out: 1\n{bad}: the image cannot be read" in warnings
+
+
+def test_labels_that_are_wrong_are_named_by_their_lines(tmp_path, monkeypatch):
+    data = write_data(tmp_path / "data")
+    labels = tmp_path / "data" / "labels" / "train"
+    for name, line in (("1", "5 0.5 0.5 0.2 0.2"), ("2", "0 0.5 0.5 nan 0.2"), ("3", "0 0.5 0.5 -0.2 0.2")):
+        file = labels / f"{name}.txt"
+        file.write_text(f"{file.read_text()}{line}\n")
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", lambda text, *a, **k: warnings.append(str(text)))
+    trainer = train(data)
+    assert len(trainer.train_loader.dataset) == 5
+    (text,) = [text for text in warnings if "images left out: 3" in text]
+    assert sorted(text.splitlines()[1:]) == [
+        f"{labels / '1.txt'}:2: class 5 does not exist: the data names 0 to 1",
+        f"{labels / '2.txt'}:2: '0 0.5 0.5 nan 0.2' holds NaN or infinite values",
+        f"{labels / '3.txt'}:2: -0.2 is negative: coordinates are parts of the image's width and height, 0 to 1",
+    ]
 
 
 def test_a_run_is_repeated_from_its_args(data, teacher):
