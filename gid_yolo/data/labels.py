@@ -25,6 +25,8 @@ def label_problems(path: Path, classes: int | None) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         return [f"{path}: it is no text in UTF-8"]
+    except OSError as error:
+        return [f"{path}: it cannot be read ({error.strerror})"]
     rows = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     polygons = any(len(words) > 6 for _, words in rows)
     found = ((number, _problem(words, polygons, classes)) for number, words in rows)

@@ -40,7 +40,7 @@ def digest_of_labels(labels: Sequence[Mapping[str, Any]], names: Mapping[int, st
     files = [Path(label["im_file"]).absolute() for label in labels]  # not resolved: that asks the disk for each
     root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     for file, label in zip(files, labels, strict=True):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(os.fsencode(file.relative_to(root).as_posix()) + b"\0")
         digest.update(np.asarray(label["cls"], np.int64).tobytes())
         digest.update(np.asarray(label["bboxes"], np.float32).tobytes() + b"\n")
     return digest.hexdigest()[:16]
@@ -64,7 +64,9 @@ def commit_of(place: Path) -> dict[str, Any] | None:
         return None
     changed: bool | None = None
     try:
-        command = ["git", "-C", str(repository.root), "status", "--porcelain", "--untracked-files=no"]
+        # Not with the program that the folder may name for this: it may have come with a data set
+        git = ["git", "-c", "core.fsmonitor=false", "-C", str(repository.root)]
+        command = [*git, "status", "--porcelain", "--untracked-files=no"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_SECONDS)
         changed = bool(done.stdout.strip())
     except (OSError, subprocess.SubprocessError):

@@ -71,3 +71,7 @@ def test_polygons(tmp_path):
     path.write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n0 0.5 0.5 0.1 0.1\n")
     (found,) = label_problems(path, 2)
     assert found.startswith(f"{path}:2: 5 values, where other lines of the file are polygons")
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path):
+    assert label_problems(tmp_path, 2) == [f"{tmp_path}: it cannot be read (Is a directory)"]

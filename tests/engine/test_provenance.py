@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -111,3 +112,23 @@ def test_commits_of_folders(tmp_path):
     (tmp_path / "a").write_text("2")
     assert commit_of(tmp_path) == {"commit": head, "changed": True}
     assert digest_of_file(tmp_path / "none") is None
+
+
+def test_names_of_images_need_not_be_utf8():
+    label = {"cls": np.zeros((1, 1)), "bboxes": np.full((1, 4), 0.5)}
+    digests = [digest_of_labels([{**label, "im_file": os.fsdecode(name)}], {0: "a"}) for name in (b"/a/\xfc", b"/a/b")]
+    assert digests[0] != digests[1]
+
+
+def test_no_program_that_a_repository_names_is_run(tmp_path):
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *words], check=True)
+
+    git("init", "-q")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-q", "-m", "first")
+    git("config", "core.fsmonitor", f"touch {tmp_path / 'ran'}; false")
+    (tmp_path / "file").write_text("2")
+    assert commit_of(tmp_path)["changed"] is True
+    assert not (tmp_path / "ran").exists()
