@@ -118,7 +118,7 @@ def benchmark(
         LOGGER.warning(" ".join([*budget_notes(records["model"], records["baseline"]), NO_COMPARISON]))
     trained = getattr(contenders[0].model, "args", {}).get("imgsz", 640)
     sizes = image_sizes(trained if imgsz is None else imgsz, max(c.stride for c in contenders))
-    data_path, contents = read_data(data, split)
+    data_path, contents = read_data(data, split, trust)
     for contender in contenders:
         fit_to(contender, contents["names"], data_path)
     wanted = {tuple(size) for c in contenders for size, _ in c.places(sizes, batches)}

@@ -15,26 +15,29 @@ from ultralytics.data.utils import check_det_dataset
 
 from gid_yolo.engine.checkpoint import no_autoinstall
 from gid_yolo.engine.config import check_values
+from gid_yolo.engine.named_data import check_program
+from gid_yolo.engine.unusable import UNUSABLE, check_class_names, reading, reason_of
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.errors import UserError
 from gid_yolo.export.session import OnnxDetector
 
-_UNUSABLE = (OSError, SyntaxError, RuntimeError, AssertionError, TypeError, KeyError, ValueError)
 
-
-def read_data(data: Any, split: str) -> tuple[Path, dict[str, Any]]:
+def read_data(data: Any, split: str, trust: bool = False) -> tuple[Path, dict[str, Any]]:
     """The data yaml's path and contents, with paths resolved; the embedded set for None.
 
     Raises:
-        UserError: No such data set, or it has no such split.
+        UserError: No such data set, it has no such split, or would run a program to get it and is not trusted.
     """
     from gid_yolo.model import resolve_data  # model imports this package when it benchmarks
 
     path = resolve_data(data)
+    if not trust:
+        check_program(path, split)
     try:
         contents = check_det_dataset(str(path), split=split)
-    except _UNUSABLE as error:
-        raise UserError(f"split={split} of data={path} cannot be used: {_sentence(error)}") from error
+    except UNUSABLE as error:
+        raise UserError(f"split={split} of data={path} cannot be used: {reason_of(error)}") from error
+    check_class_names(contents["names"], path)
     return Path(path), contents
 
 
@@ -75,10 +78,8 @@ def open_split(data: Path, contents: dict[str, Any], *, split: str, imgsz: Seque
         UserError: No images.
     """
     args = get_cfg(overrides=_arguments(data, split, batch) | {"imgsz": list(imgsz)})
-    try:
+    with reading(data, split):
         dataset = build_yolo_dataset(args, contents[split], batch, contents, mode="val", rect=False)
-    except _UNUSABLE as error:
-        raise UserError(f"split={split} of data={data} cannot be read: {_sentence(error)}") from error
     return build_dataloader(dataset, batch, workers=0, shuffle=False, device="cpu")
 
 
@@ -155,7 +156,3 @@ def _arguments(data: Path, split: str, batch: int) -> dict[str, Any]:
         "batch": batch,
         "rect": False,
     }
-
-
-def _sentence(error: BaseException) -> str:
-    return " ".join(str(error).replace("❌", "").split())[:300].rstrip(".") + "."

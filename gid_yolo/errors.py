@@ -18,5 +18,5 @@ def printable(text: object, most: int = 80) -> str:
 
 def some(names: Iterable[str], most: int = 5) -> str:
     """The first names of a list for a message, and how many more there are."""
-    names = list(names)
+    names = [printable(name, 300) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

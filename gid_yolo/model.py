@@ -164,7 +164,7 @@ class GID(Model):
         data = kwargs.get("data") or self._named_data(self.trust)
         if data is None and not trained:
             raise UserError(f"data= is missing: say on which data {self.model_name} is to be validated.")
-        path, contents = read_data(data, kwargs.get("split") or "val")
+        path, contents = read_data(data, kwargs.get("split") or "val", self.trust)
         kwargs["data"] = str(path)
         check_classes(kwargs.get("classes"), contents["names"])
         model = self.model

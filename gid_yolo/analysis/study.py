@@ -65,7 +65,7 @@ def study(
     common = _check_common(file, common)
     if data is None and common.get("recipe"):
         data = read_recipe(common["recipe"], "").get("data")
-    data_path, contents = read_data(data, split)
+    data_path, contents = read_data(data, split, common.get("trust", False))
     common = _one_class(file, common, contents["names"])
     root = Path(SETTINGS["runs_dir"]) / (project or "study")
     where = data_path.resolve() if data_path.is_file() else data_path  # a name of Ultralytics' stays one

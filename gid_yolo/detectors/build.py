@@ -15,6 +15,7 @@ from gid_yolo.detectors.faster_rcnn import FasterRCNN
 from gid_yolo.detectors.fcos import FCOS
 from gid_yolo.detectors.mobilenet import PREFIX, TorchvisionMobileNet
 from gid_yolo.detectors.retinanet import RetinaNet
+from gid_yolo.detectors.settings import check_settings
 from gid_yolo.errors import UserError
 
 BUILDERS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN}
@@ -59,9 +60,14 @@ def model_config(model: str | Path | dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"model={str(model)[:200]} lacks '{missing[0]}:' and so is no model definition; see the shipped ones."
         )
-    if config["detector"] not in BUILDERS:
-        where = "the settings" if isinstance(model, dict) else model
-        raise UserError(f"detector: {config['detector']} in {where} is unknown: choose from {', '.join(BUILDERS)}.")
+    where = "the settings" if isinstance(model, dict) else model
+    if not isinstance(config["detector"], str) or config["detector"] not in BUILDERS:
+        raise UserError(
+            f"detector: {str(config['detector'])[:60]} in {where} is unknown: choose from {', '.join(BUILDERS)}."
+        )
+    for key in ("settings", "train"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise UserError(f"{key}: {str(config[key])[:60]} in {where} must be names with their values.")
     return config
 
 
@@ -101,15 +107,22 @@ def build_detector(
     for key, value in overrides.items():
         (config if key in {"backbone", *BACKBONE_SETTINGS} else settings)[key] = value
     backbone, settings = detector_kwargs({**config, "settings": settings})
+    if not isinstance(backbone["name"], str):
+        raise UserError(f"backbone={str(backbone['name'])[:60]} must be the name of a timm model.")
     classes = config.get("nc", 80) if num_classes is None else num_classes
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
         raise UserError(f"a detector needs at least one class, but num_classes is {classes!r}.")
+    what = config.get("yaml_file", "the model")
     try:
+        check_settings({**backbone, **settings})
         kind = BUILDERS[config["detector"]]
         if kind is FasterRCNN and backbone["name"].startswith(PREFIX):
             return kind(TorchvisionMobileNet(weights=pretrained, **backbone), classes, **settings)
         return kind(TimmBackbone(weights=pretrained, strides=kind.backbone_strides, **backbone), classes, **settings)
     except TypeError as error:  # an unknown keyword: Python's message names it
-        raise UserError(f"a setting of {config.get('yaml_file', 'the model')} does not fit: {error}") from error
+        raise UserError(f"a setting of {what} does not fit: {error}") from error
+    except (RuntimeError, MemoryError) as error:  # there is not so much memory
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"a network of the settings of {what} cannot be made: {reason}") from error
     except ValueError as error:
         raise UserError(str(error)) from error

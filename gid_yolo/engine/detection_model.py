@@ -17,6 +17,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 
 from gid_yolo.detectors import Detector, build_detector, model_config
+from gid_yolo.errors import UserError
 from gid_yolo.ops.boxes import xywh_to_xyxy
 from gid_yolo.ops.structures import RawPredictions, Targets
 
@@ -52,7 +53,9 @@ class GIDDetectionModel(DetectionModel):
     ) -> None:
         nn.Module.__init__(self)  # DetectionModel's own would parse a YOLO yaml
         if ch != 3:
-            raise ValueError(f"timm backbones take 3 channels, but the data has channels={ch}.")
+            raise UserError(
+                f"timm backbones take 3 channels, but the data has channels={ch}: take a YOLO, or RGB images."
+            )
         self.yaml = deepcopy(model_config(cfg))
         self.yaml["nc"] = nc or self.yaml.get("nc", 80)
         self.yaml["channels"] = ch

@@ -24,12 +24,13 @@ from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.figure4 import Figure4
 from gid_yolo.engine.gradients import GradientStatistics
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
-from gid_yolo.engine.named_data import check_named
+from gid_yolo.engine.named_data import check_named, check_program
 from gid_yolo.engine.provenance import digest_of_labels, write_provenance
 from gid_yolo.engine.safe_load import check_file, safely
 from gid_yolo.engine.schedule import override
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import TeacherStudentModel
+from gid_yolo.engine.unusable import check_class_names, reason_of
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.engine.watched_trainer import WatchedTrainer
 from gid_yolo.errors import UserError
@@ -119,11 +120,14 @@ class DistillationTrainer(WatchedTrainer):
     # Data -------------------------------------------------------------------------------------------------------------
 
     def get_dataset(self) -> dict[str, Any]:
-        """Ultralytics' data description; a UserError where there is none."""
+        """Ultralytics' data description; a UserError where there is none, or where a program would fetch it."""
+        if not self.trust:
+            check_program(self.args.data, "val")
         try:
             data = super().get_dataset()
         except RuntimeError as error:
-            raise UserError(f"data={self.args.data} cannot be used: {' '.join(str(error).split())}") from error
+            raise UserError(f"data={self.args.data} cannot be used: {reason_of(error)}") from error
+        check_class_names(data["names"], self.args.data)
         if not self.args.single_cls:  # which replaces the names, after `classes=` has chosen
             check_classes(self.args.classes, data["names"])
         return data

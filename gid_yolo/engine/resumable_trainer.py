@@ -15,6 +15,7 @@ from gid_yolo.engine.parallel_trainer import ParallelTrainer
 from gid_yolo.engine.run_state import KEY, capture, forget_epochs, restore, restore_gradients, save, strip
 from gid_yolo.engine.safe_load import check_file
 from gid_yolo.engine.seeding import mixed_seed, seed_all, seed_loader, start_epoch
+from gid_yolo.engine.unusable import reading
 from gid_yolo.errors import UserError
 from gid_yolo.files import replaced
 
@@ -62,7 +63,8 @@ class ResumableTrainer(ParallelTrainer):
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         """Ultralytics' loader; that of the training set draws by seed, epoch and image."""
-        loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
+        with reading(self.args.data, "train" if mode == "train" else self.args.split):
+            loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
         if mode == "train":
             seed_loader(loader, self.args.seed)
         return loader

@@ -14,6 +14,7 @@ from ultralytics.utils import LOGGER, RANK, ops
 from gid_yolo.engine.coco_eval import CocoAccumulator, format_row
 from gid_yolo.engine.config import ultralytics_args
 from gid_yolo.engine.detection_model import limited
+from gid_yolo.engine.unusable import reading
 
 
 class GIDValidator(DetectionValidator):
@@ -40,6 +41,11 @@ class GIDValidator(DetectionValidator):
         if trainer is None and RANK != -1 and str(self.args.device) == "cpu":
             ultralytics_validator.RANK = -1  # until `init_metrics`, so that it is loaded to the CPU
         return super().get_model(model, trainer, **kwargs)
+
+    def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
+        """Ultralytics' data set, whose labels are kept in our caches."""
+        with reading(self.args.data, self.args.split):
+            return super().build_dataset(img_path, mode, batch)
 
     def init_metrics(self, model: Any) -> None:
         """Start empty; the model is loaded by now."""

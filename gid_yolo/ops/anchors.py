@@ -31,13 +31,19 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], *, whol
         sizes: Square roots of the anchor areas, in pixels.
         aspect_ratios: Height over width.
         whole: Round the corners to whole pixels, as torchvision does; detectron2 and mmdetection do not.
+
+    Raises:
+        ValueError: Anchors without an area, to which no box can be compared.
     """
     size = torch.as_tensor(sizes, dtype=torch.float32)
     height_scale = torch.as_tensor(aspect_ratios, dtype=torch.float32).sqrt()
     width = ((1 / height_scale)[:, None] * size[None, :]).flatten()  # (ratios * sizes,)
     height = (height_scale[:, None] * size[None, :]).flatten()
     corners = torch.stack([-width, -height, width, height], dim=1) / 2
-    return corners.round() if whole else corners
+    corners = corners.round() if whole else corners
+    if not bool((corners[:, 2:] > corners[:, :2]).all()):
+        raise ValueError(f"anchors of sizes {list(sizes)} and aspect ratios {list(aspect_ratios)} have no area.")
+    return corners
 
 
 def grid_anchors(
