@@ -185,7 +185,7 @@ def test_a_data_set_of_ultralytics_keeps_its_name(monkeypatch, tmp_path) -> None
     from gid_yolo.analysis import study as module
 
     names = {0: "a"}
-    monkeypatch.setattr(module, "read_data", lambda data, split: (Path(data), {"names": names}))
+    monkeypatch.setattr(module, "read_data", lambda data, split, trust: (Path(data), {"names": names}))
     lines = study(
         "verdict", model="retina_nano", teacher="retina_small", data="coco8.yaml", project=str(tmp_path), plan=True
     )
