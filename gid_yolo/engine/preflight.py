@@ -84,14 +84,9 @@ def report(trainer: DistillationTrainer) -> None:
 
 def _counted(trainer: DistillationTrainer, split: str) -> str:
     """How many images a split gives, and how many of its files Ultralytics skipped."""
-    used = (trainer.train_loader if split == "train" else trainer.test_loader).dataset.im_files
-    if trainer.args.fraction != 1.0:
-        return str(len(used))
-    classes = None if trainer.args.single_cls else trainer.data["nc"]
-    left = tell_unusable(trainer.data["train" if split == "train" else trainer.args.split], used, classes)
-    return (
-        f"{len(used)} of {len(used) + left}: {left} COULD NOT BE USED, each is named above" if left else f"{len(used)}"
-    )
+    images = (trainer.train_loader if split == "train" else trainer.test_loader).dataset
+    used, left = len(images.im_files), tell_unusable(images, None if trainer.args.single_cls else trainer.data["nc"])
+    return f"{used} of {used + left}: {left} COULD NOT BE USED, each is named above" if left else str(used)
 
 
 def _describe(model: DetectionModel) -> str:

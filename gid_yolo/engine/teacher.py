@@ -192,7 +192,7 @@ def image_files(split: Any) -> list[Path]:
     for part in split if isinstance(split, list) else [split]:
         path = Path(part)
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").split()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
             files += [path.parent / line if line.startswith("./") else Path(line) for line in lines]
         else:
             files += path.rglob("*")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ultralytics.data.utils import img2label_paths
+from ultralytics.data.utils import check_image, img2label_paths
 from ultralytics.utils import LOGGER, remove_colorstr
 
 from gid_yolo.data.labels import label_problems
 from gid_yolo.engine.label_cache import own_label_caches
-from gid_yolo.engine.teacher import image_files
 from gid_yolo.errors import UserError, printable
 
 MOST = 20  # lines in the log
@@ -53,24 +53,53 @@ def check_class_names(names: Any, data: Any) -> None:
             raise UserError(f"class {index} of data={data} is called {ascii(name)[:80]}: leave control characters out.")
 
 
-def tell_unusable(split: Any, used: list[str], classes: int | None) -> int:
-    """Log why images of a split are not used.
+def tell_unusable(images: Any, classes: int | None) -> int:
+    """Log which images of a split are not used, and which are used without their labels, and why.
 
     Args:
-        split: As in the data yaml.
-        used: The files that are.
+        images: Ultralytics' data set of the split.
         classes: How many there are; None where all are taken for one.
 
     Returns:
-        How many are not.
+        How many are not used.
     """
-    known = {Path(file) for file in used}
-    left = [str(file) for file in image_files(split) if file not in known]
-    problems: list[str] = []
-    for image, label in zip(left, map(Path, img2label_paths(left)), strict=True):
-        found = label_problems(label, classes) if label.is_file() else []
-        problems += found or [f"{image}: the image cannot be read"]
-    if problems:
-        more = [f"... and {len(problems) - MOST} more"] if len(problems) > MOST else []
-        LOGGER.warning("\n".join([f"images left out: {len(left)}", *problems[:MOST], *more]))
+    used = set(images.im_files)
+    left = [file for file in images.get_img_files(images.img_path) if file not in used]
+    lines: list[str] = []
+    if left:
+        lines += [f"images left out: {len(left)}", *_first(why for file in left for why in _reasons(file, classes))]
+    empty = [label["im_file"] for label in images.labels if not len(label["cls"])]
+    if missed := [why for file in empty if (why := _label_missed(file))]:
+        lines += [f"images used as if they showed no object: {len(missed)}", *_first(missed)]
+    if lines:
+        LOGGER.warning("\n".join(lines))
     return len(left)
+
+
+def _first(reasons: Iterable[str]) -> list[str]:
+    """As many as are read, and how many more there are."""
+    lines = list(reasons)
+    return lines[:MOST] + [f"... and {len(lines) - MOST} more"] * (len(lines) > MOST)
+
+
+def _reasons(image: str, classes: int | None) -> list[str]:
+    """Why Ultralytics left an image out: by its own check of the file, or else line by line of the labels."""
+    try:
+        check_image(image)
+    except Exception as error:  # of any reader of images: Ultralytics takes them all for a reason
+        return [f"{image}: the image cannot be read ({reason_of(error).rstrip('.')})"]
+    (label,) = img2label_paths([image])
+    return label_problems(Path(label), classes) or [f"{label}: Ultralytics cannot use it"]
+
+
+def _label_missed(image: str) -> str | None:
+    """What stands in the place of a label file that Ultralytics did not find, or beside it."""
+    (label,) = map(Path, img2label_paths([image]))
+    if label.is_file():
+        return None
+    if os.path.lexists(label):
+        return f"{label}: it is {'a folder' if label.is_dir() else 'a link to nothing'}, not a file of labels"
+    for other in (label.with_suffix(".TXT"), label.with_suffix(".Txt")):
+        if other.is_file():
+            return f"{other}: it must be called {label.name} to be read"
+    return None
