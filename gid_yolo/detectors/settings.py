@@ -78,9 +78,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             _check_list(name, value, low, high, count)
         elif name == "anchor_sizes":
             _check_sizes(name, value)
-    for low, high in _PAIRS:
-        if low in settings and high in settings and settings[low] > settings[high]:
-            raise ValueError(f"{low}={settings[low]} must not be above {high}={settings[high]}.")
+    for less, more in _PAIRS:
+        if less in settings and more in settings and settings[less] > settings[more]:
+            raise ValueError(f"{less}={settings[less]} must not be above {more}={settings[more]}.")
 
 
 def _check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:

@@ -26,6 +26,8 @@ _COLUMNS = ("iteration", "term", "value", "norm", "cosine", "share")
 class Pull(NamedTuple):
     """A term at the student's pyramid, whose maps every term has its gradient through.
 
+    Where the pyramid is frozen, at the student's predictions.
+
     Attributes:
         value: The weighted term.
         norm: L2 norm of its gradient with respect to all maps together.
@@ -114,7 +116,7 @@ class GradientStatistics:
             writer.writerow(_COLUMNS)
             writer.writerows((i, name, *(f"{x:.6g}" for x in pull)) for i, name, *pull in [*old, *self.rows])
         if self.rows:
-            LOGGER.info(summary(self.rows, trainer.epoch + 1))
+            LOGGER.info(summary(self.rows, trainer.epoch + 1, unwrap_model(trainer.model).pulled_at))
 
 
 def read_gradients(path: Path) -> list[tuple[Any, ...]]:
@@ -125,7 +127,7 @@ def read_gradients(path: Path) -> list[tuple[Any, ...]]:
         return [(int(i), name, *map(float, pull)) for i, name, *pull in list(csv.reader(file))[1:]]
 
 
-def summary(rows: Sequence[tuple[Any, ...]], epoch: int) -> str:
+def summary(rows: Sequence[tuple[Any, ...]], epoch: int, place: str = "pyramid") -> str:
     """The medians of the finite values, a line a term."""
     names = list(dict.fromkeys(row[1] for row in rows))
     middle = {
@@ -139,7 +141,7 @@ def summary(rows: Sequence[tuple[Any, ...]], epoch: int) -> str:
     ]
     count = len({row[0] for row in rows})
     head = f"  {'':<17} {'value':>11} {'gradient':>11} {'x task':>9} {'cosine':>7} {'share':>9}"
-    return "\n".join([f"\nGradients at the student's pyramid, epoch {epoch}, medians of {count}", head, *lines, ""])
+    return "\n".join([f"\nGradients at the student's {place}, epoch {epoch}, medians of {count}", head, *lines, ""])
 
 
 def _median(values: Sequence[float]) -> float:

@@ -13,28 +13,26 @@ from gid_yolo.errors import some
 from gid_yolo.files import replaced
 
 MOST_EVENTS = 20  # in the file, the first of the run: what follows a NaN is NaN
-_SLOWER = "lower lr0, lengthen warmup_epochs, or set amp=False"
-_MODELS = {
-    "teacher": "its weights or these images are damaged; see what gid-val says of it",
-    "student": _SLOWER,
-}
+_OF_TEACHER = "its weights or these images are damaged; see what gid-val says of it"
 
 
-def sentence_of(reading: Reading, distilled: bool, half: bool) -> str:
+def sentence_of(reading: Reading, distilled: bool, half: bool, half_terms: bool) -> str:
     """Where it began, when, on which images, and what to do; without the full stop.
 
     Args:
         reading: Something in it is not finite.
         distilled: There is a teacher.
         half: The networks compute in half precision.
+        half_terms: So do the terms that are not finite.
     """
-    event, remedy = _origin(reading, distilled, half)
+    event, remedy = _origin(reading, distilled, half, half_terms)
     where = f"in epoch {reading.epoch} on a batch of {some(reading.files)} (iteration {reading.iteration})"
     return f"{event} {where}: {remedy}"
 
 
-def _origin(reading: Reading, distilled: bool, half: bool) -> tuple[str, str]:
+def _origin(reading: Reading, distilled: bool, half: bool, half_terms: bool) -> tuple[str, str]:
     """The first thing in the flow of data that was not finite, and what can be done about it."""
+    slower = "lower lr0, lengthen warmup_epochs, or set amp=False" if half else "lower lr0, or lengthen warmup_epochs"
     first = reading.bad_inputs[0] if reading.bad_inputs else None
     if first == "images":
         return "the images hold NaN or infinite values", "look at these files, and at what augments them"
@@ -42,23 +40,22 @@ def _origin(reading: Reading, distilled: bool, half: bool) -> tuple[str, str]:
         return "the labels hold NaN or infinite values", "mend the label files of these images"
     if first is not None:
         who = first.split()[0]
-        return f"the {who} predicted NaN or infinite values", _MODELS[who]
+        return f"the {who} predicted NaN or infinite values", _OF_TEACHER if who == "teacher" else slower
     if reading.bad_terms:
         whose = "predictions of both models" if distilled else "predictions"
         lower = "lower lr0 or the weight of the term"
         return (
             f"{', '.join(reading.bad_terms)} became NaN or infinite, of finite {whose},",
-            f"the numbers are too large for half precision: set amp=False, or {lower}" if half else lower,
+            f"the numbers are too large for half precision: set amp=False, or {lower}" if half_terms else lower,
         )
     return (
-        f"the gradient of {some(reading.gradients or (), 2)} became NaN or infinite, of a finite loss,",
-        _SLOWER,
+        f"the gradient of {some(reading.gradients, 2)} became NaN or infinite, of a finite loss,",
+        slower,
     )
 
 
 def event_of(reading: Reading, sentence: str, precision: str, rank: int) -> dict[str, Any]:
     """A reading as it stands in the file."""
-    gradients = reading.gradients or []
     return {
         "sentence": f"{sentence}.",
         "iteration": reading.iteration,
@@ -69,8 +66,8 @@ def event_of(reading: Reading, sentence: str, precision: str, rank: int) -> dict
         "not_finite": {
             "inputs": reading.bad_inputs,
             "terms": reading.bad_terms,
-            "gradients": len(gradients),
-            "first_gradients": gradients[:5],
+            "gradients": len(reading.gradients),
+            "first_gradients": reading.gradients[:5],
         },
         "terms": {name: value if isfinite(value) else str(value) for name, value in reading.terms.items()},
         "inputs_finite": reading.inputs,

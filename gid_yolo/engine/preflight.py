@@ -235,7 +235,7 @@ def _check_pulls(model: TeacherStudentModel, found: dict[str, Pull]) -> None:
     for name in model.term_names:
         value, norm, *_ = found[name]
         lines.append(f"  {name:<10} {value:>11.4g} = {value / task.value:>9.3g} x task, gradient {norm:>9.3g}")
-    LOGGER.info("\nFirst step (gradients at the student's pyramid)\n" + "\n".join(lines) + "\n")
+    LOGGER.info(f"\nFirst step (gradients at the student's {model.pulled_at})\n" + "\n".join(lines) + "\n")
     for name in model.term_names:
         value, norm, *_ = found[name]
         if not math.isfinite(value):
@@ -246,7 +246,8 @@ def _check_pulls(model: TeacherStudentModel, found: dict[str, Pull]) -> None:
         if value == 0 or norm == 0 or not math.isfinite(norm):
             raise UserError(
                 f"{name} is on but its value is {value:g} and its gradient {norm:g} in the first step: "
-                "teacher and student may be the same model, or no general instance was found."
+                "teacher and student may be the same model, no general instance was found, or what it would train is "
+                "frozen (freeze=)."
             )
 
 

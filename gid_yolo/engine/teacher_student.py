@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import copy_attr
@@ -18,7 +19,7 @@ from gid_yolo.engine.detection_model import batch_targets
 from gid_yolo.engine.distillable import Distillable, distillable, share_levels
 from gid_yolo.engine.gradients import Pull, pulls
 from gid_yolo.engine.instance_counts import COUNT_NAMES
-from gid_yolo.ops.structures import GeneralInstances
+from gid_yolo.ops.structures import GeneralInstances, RawPredictions
 
 
 class TeacherStudentModel(DistillationModel):
@@ -33,6 +34,8 @@ class TeacherStudentModel(DistillationModel):
         projector: The distillation losses with their adaptation layers (Ultralytics' name for it).
         shared: The classes whose scores are compared; None for all.
     """
+
+    pulled_at = "pyramid"  # where the `pulls` of the last batch were taken
 
     def __init__(
         self,
@@ -114,6 +117,7 @@ class TeacherStudentModel(DistillationModel):
         targets, size = batch_targets(batch), tuple(batch["img"].shape[-2:])  # a host sync: before the teacher's pass
         self.has_objects = targets.valid.any()
         features, raw = view.outputs(preds)
+        places = self._places(features, preds, raw) if self.asked else []
         with torch.no_grad():
             teacher_features, teacher_raw = teacher_view.raw(batch["img"])
         of_student, of_teacher = self.class_index or (None, None)
@@ -134,11 +138,19 @@ class TeacherStudentModel(DistillationModel):
             shapes = [tuple(x.shape[-2:]) for x in features] if gid.aligned else None
             self.sketch = batch["img"], (teacher_raw, raw.detach()), self.instances, targets, shapes
         scale = view.loss_scale(batch)
-        self.pulls = pulls({"task": loss.sum() / scale, **terms}, features) if self.asked else None
+        self.pulls = pulls({"task": loss.sum() / scale, **terms}, places) if self.asked else None
         self.asked = False
         total = loss.sum() + sum(terms.values()) * scale
         logged = {name: value.detach() for name, value in terms.items()}
         return total, {**items, **logged, **{f"gi_{name}": value for name, value in counts.items()}}
+
+    def _places(self, features: list[Tensor], preds: Any, raw: RawPredictions) -> list[Tensor]:
+        """Where the `pulls` are taken: at the pyramid, or where that is frozen at the predictions made of it."""
+        maps = [x for x in features if x.requires_grad]
+        self.pulled_at = "pyramid" if maps else "predictions"
+        # YOLO's are what it returns, of which `raw` holds views; those of ours are `raw` itself
+        made = [*tree_leaves(preds)] if isinstance(preds, dict) else [raw.logits, raw.regression, raw.centerness]
+        return maps or [x for x in made if isinstance(x, Tensor) and x.requires_grad]
 
     @property
     def term_names(self) -> list[str]:

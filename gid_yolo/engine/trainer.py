@@ -161,7 +161,7 @@ def _freeze_names(freeze: Any, student: GIDDetectionModel) -> list[str]:
     """Names of parts from `freeze=`, which the command line passes as text.
 
     Raises:
-        UserError: A number, which would count YOLO layers, or a part that the model does not have.
+        UserError: A number, which would count YOLO layers, a part that the model does not have, or all of them.
     """
     if not freeze and freeze != 0:
         return []
@@ -174,4 +174,6 @@ def _freeze_names(freeze: Any, student: GIDDetectionModel) -> list[str]:
             raise UserError(f"freeze={freeze} counts YOLO layers: name parts, e.g. freeze=0.backbone.")
         if not any(f"model.{name}." in key for key, _ in student.named_parameters()):
             raise UserError(f"freeze={freeze}: there is no part '{name}'; e.g. 0.backbone, 0.neck, 0.head.")
+    if names and all(any(f"model.{n}." in key for n in names) for key, _ in student.named_parameters()):
+        raise UserError(f"freeze={freeze} leaves nothing to train: name fewer parts.")
     return names

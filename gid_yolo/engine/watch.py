@@ -35,7 +35,8 @@ class Reading:
         terms: Value of every loss term; the sum under `loss`.
         inputs: Whether each of `INPUTS` was finite, as far as there are such.
         scale: The gradient scaler's; None where there is none.
-        gradients: Parameters whose gradient is not finite; None where the optimiser made no step.
+        gradients: Parameters whose gradient, of this batch and those since the last step, is not finite.
+        stepped: The optimiser made a step with them.
     """
 
     iteration: int
@@ -47,7 +48,8 @@ class Reading:
     terms: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, bool] = field(default_factory=dict)
     scale: float | None = None
-    gradients: list[str] | None = None
+    gradients: list[str] = field(default_factory=list)
+    stepped: bool = False
 
     @property
     def bad_inputs(self) -> list[str]:
@@ -124,17 +126,20 @@ class Watch:
 
     def step(self) -> None:
         """Before a step of the optimiser: its gradients, which a scaler may have scaled and so made infinite."""
-        note, trainer = self.note, self.trainer
-        if note is None:
+        if self.note is None:
             return
-        groups = trainer.optimizer.param_groups
+        self.note.reading.stepped = True
+        self._see_gradients(self.note)
+
+    def _see_gradients(self, note: _Note) -> None:
+        groups = self.trainer.optimizer.param_groups
         note.parameters = [p for group in groups for p in group["params"] if p.grad is not None]
         if note.parameters:
             grads = [p.grad for p in note.parameters if p.grad is not None]
             # The largest of each, as a scaler looks at them: squares of finite ones can overflow
             note.norms = torch.stack([x.float() for x in torch._foreach_norm(grads, torch.inf)])
-        if trainer.scaler.is_enabled():
-            note.scale = trainer.scaler.scale(torch.ones((), device=trainer.device))
+        if self.trainer.scaler.is_enabled():
+            note.scale = self.trainer.scaler.scale(torch.ones((), device=self.trainer.device))
         note.reading.lr = {f"pg{i}": group["lr"] for i, group in enumerate(groups)}
 
     def end(self) -> list[Reading]:
@@ -147,8 +152,8 @@ class Watch:
         if self.note is None:
             return []
         note, trainer, self.note = self.note, self.trainer, None
-        if not note.reading.lr:
-            note.reading.lr = {f"pg{i}": group["lr"] for i, group in enumerate(trainer.optimizer.param_groups)}
+        if not note.reading.stepped:
+            self._see_gradients(note)
         note.inputs = {name: note.inputs[name] for name in INPUTS if name in note.inputs}
         terms = {name: value for name, value in trainer.loss_items.items() if name not in COUNT_NAMES}
         terms["loss"] = trainer.loss

@@ -22,7 +22,8 @@ MOST_SKIPPED = 32
 class WatchedTrainer(ScheduledTrainer):
     """Adds to Ultralytics' trainer what says where a NaN or an infinite value came from (`nonfinite.json`).
 
-    - A step that a gradient scaler skips because of a finite loss whose scaled gradient overflows is counted, no more.
+    - A step that a gradient scaler skips because of a finite loss whose scaled gradient overflows is counted, no more;
+      where the scaler has come to 1 or less it was no overflow of its making, and is an event.
     - After any other one the run goes on where it can: the scaler skips it, or Ultralytics goes back to `last.pt` at
       the end of the epoch, as it does for a loss that is NaN; here also for batch statistics that are.
     - Where it cannot, it stops with the sentence: in the first epoch, which Ultralytics would train to its end; where
@@ -32,12 +33,14 @@ class WatchedTrainer(ScheduledTrainer):
     averaged gradients of a step, and at the end of an epoch.
     """
 
+    terms_in_half: tuple[str, ...] = ()  # loss terms that compute in half precision where the network does
     loss: Tensor | None
     watch: Watch | None = None
     report: Report
     _lost: bool = False  # the weights are: until the epoch is tried again nothing else can be said
     _waits: bool = False  # a gradient that is not finite waits for a step
     _in_succession: int = 0  # steps that were skipped
+    _scale: float | None = None  # the scaler's in the last of them
     _stop_reason: tuple[bool, str] | None = None  # whether it is a gradient that says so, which all processes share
     _last_sentence: str = ""
 
@@ -94,23 +97,25 @@ class WatchedTrainer(ScheduledTrainer):
         """Count, report, and stop where the run cannot go on."""
         scaled = self.scaler.is_enabled()
         forward = bool(reading.bad_inputs or reading.bad_terms)
-        stepped, backward = reading.gradients is not None, bool(reading.gradients)
+        stepped, backward = reading.stepped, bool(reading.gradients)
+        unscaled = reading.scale is None or reading.scale <= 1
         if self._lost:
             self.counts["batches_not_finite"] += 1
-        elif forward or (backward and not scaled and not self._waits):
+        elif forward or (backward and unscaled and not self._waits):
             self._note_event(reading)
-        self._waits = (self._waits or forward) and not stepped
+        self._waits = (self._waits or forward or (backward and unscaled)) and not stepped
         if stepped:
             self._in_succession = self._in_succession + 1 if backward and scaled else 0
-        if backward and scaled:
+        if backward and scaled and stepped:
             self.counts["steps_skipped"] += 1
+            self._scale = reading.scale
             if self._in_succession > MOST_SKIPPED:
                 self._must_stop(
                     f"{self._sentence(reading)}; {self._in_succession} steps in succession were skipped, "
                     f"until the gradient scaler came to {reading.scale:.3g}",
                     shared=not forward,
                 )
-        elif backward:
+        elif backward and stepped:
             self._lost = True
         if self.world_size <= 1 or backward:  # a gradient is everyone's
             self._stop_together()
@@ -142,12 +147,16 @@ class WatchedTrainer(ScheduledTrainer):
             self._must_stop(self._last_sentence, shared=True)
         skipped = self.counts["steps_skipped"] - self._skipped_before
         if skipped:
-            LOGGER.info(f"{skipped} steps of epoch {self.epoch + 1} were skipped: their scaled gradients overflowed.")
+            LOGGER.info(
+                f"{skipped} steps of epoch {self.epoch + 1} were skipped: their gradients, times the scaler's "
+                f"{self._scale:.3g} in the last of them, were not finite."
+            )
             self.report.write(self.counts)
         self._stop_together()
 
     def _sentence(self, reading: Reading) -> str:
-        return sentence_of(reading, self.distilling, half=self.amp)
+        own = bool(self.amp) and set(reading.bad_terms) <= set(self.terms_in_half)
+        return sentence_of(reading, self.distilling, half=bool(self.amp), half_terms=own)
 
     def _must_stop(self, reason: str, *, shared: bool) -> None:
         self._stop_reason = self._stop_reason or (shared, reason)

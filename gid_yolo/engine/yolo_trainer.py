@@ -33,6 +33,8 @@ class YOLOTrainer(DistillationTrainer):
                 raise UserError(f"{key}= is for the detectors of gid-yolo: a YOLO model defines that itself.")
         super().__init__(cfg, overrides, _callbacks)
 
+    terms_in_half = ("box_loss", "cls_loss", "dfl_loss")  # Ultralytics' own
+
     @staticmethod
     def defaults_for(model: Any, trust: bool = False) -> dict[str, Any]:
         """Ultralytics' defaults and those of the distillation."""

@@ -78,7 +78,9 @@ def small(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("small") / "data")
 
 
-SPLITS = st.one_of(VALUES, st.sampled_from(["images/train", "images/none", "images", ".", "..", "/none", ["images/val"]]))
+SPLITS = st.one_of(
+    VALUES, st.sampled_from(["images/train", "images/none", "images", ".", "..", "/none", ["images/val"]])
+)
 DATA = st.one_of(
     st.tuples(st.sampled_from(["train", "val", "test", "path"]), SPLITS),
     st.tuples(st.sampled_from(["names", "nc", "channels", "kpt_shape", "download", "yaml_file", "zzz"]), VALUES),

@@ -20,7 +20,9 @@ IMAGES = st.one_of(st.just(PICTURE), st.sampled_from([b"", b"<html>", PICTURE[:4
 LABELS = st.sampled_from(
     [None, "", "0 0.5 0.5 0.2 0.2\n", "1 .1 .1 .1 .1", "7 .1 .1 .1 .1", "0 nan 0 0 0", "a", "0 0.5 0.5 0.2", "\x00"]
 )
-NAMES = st.sampled_from(["a.png", ".hidden.png", "b c.PNG", "d.e.png", "sub/a.png", "linked/a.png", "f.txt", "\u00e9.png"])
+NAMES = st.sampled_from(
+    ["a.png", ".hidden.png", "b c.PNG", "d.e.png", "sub/a.png", "linked/a.png", "f.txt", "\u00e9.png"]
+)
 
 
 @pytest.fixture
