@@ -14,10 +14,10 @@ from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 
 from gid_yolo.engine.checkpoint import no_autoinstall
-from gid_yolo.engine.config import check_values
 from gid_yolo.engine.named_data import check_program
 from gid_yolo.engine.unusable import UNUSABLE, check_class_names, reading, reason_of
 from gid_yolo.engine.validator import GIDValidator
+from gid_yolo.engine.values import check_values
 from gid_yolo.errors import UserError
 from gid_yolo.export.session import OnnxDetector
 

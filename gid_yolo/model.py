@@ -19,7 +19,6 @@ from gid_yolo.engine.classes import check_classes, fit_classes
 from gid_yolo.engine.config import (
     DEFAULTS,
     check_keys,
-    check_values,
     check_weights,
     thresholds,
     without_none,
@@ -34,6 +33,7 @@ from gid_yolo.engine.safe_load import safely
 from gid_yolo.engine.teacher import resolve_teacher
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.validator import GIDValidator
+from gid_yolo.engine.values import check_values
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError
 

@@ -15,8 +15,9 @@ from gid_yolo.analysis.study_plan import Planner, Study, family_of
 from gid_yolo.analysis.study_runs import Runner, devices_of
 from gid_yolo.analysis.study_table import Line, markdown, tabulate, verdict, write_files
 from gid_yolo.engine.classes import check_classes
-from gid_yolo.engine.config import check_keys, check_values, without_none
+from gid_yolo.engine.config import check_keys, without_none
 from gid_yolo.engine.recipe import read_recipe
+from gid_yolo.engine.values import check_values
 from gid_yolo.errors import UserError, some
 from gid_yolo.export.evaluate import read_data
 from gid_yolo.model import check_device

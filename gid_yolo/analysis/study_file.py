@@ -10,7 +10,8 @@ from typing import Any
 
 from gid_yolo.cfg import STUDIES_DIR, load_yaml, study_names
 from gid_yolo.engine.coco_eval import COLUMNS
-from gid_yolo.engine.config import check_keys, check_values
+from gid_yolo.engine.config import check_keys
+from gid_yolo.engine.values import check_values
 from gid_yolo.errors import UserError
 
 KINDS = ("teacher", "plain", "distilled")

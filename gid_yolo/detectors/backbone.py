@@ -174,11 +174,13 @@ def _frozen_names(probe: Any, stages: int) -> list[str]:
     if stages <= 0:
         return []
     ends = [info["module"] for info in probe.feature_info.get_dicts()]
+    if stages > len(ends):
+        raise ValueError(f"frozen_stages={stages} is more than the {len(ends)} stages of this backbone.")
     parts = []
     for name, child in probe.named_children():
         holds_ends = any(end.startswith(f"{name}.") for end in ends)  # e.g. MobileNet's `blocks` holds all stages
         parts += [f"{name}.{inner}" for inner, _ in child.named_children()] if holds_ends else [name]
-    end = ends[min(stages, len(ends)) - 1]
+    end = ends[stages - 1]
     end = end if end in parts else end.replace(".", "_")  # timm flattens `stages.0` to `stages_0` in some networks
     if end not in parts:
         raise ValueError(f"frozen_stages={stages} cannot be used: this backbone's stages are not in sequence.")

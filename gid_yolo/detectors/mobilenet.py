@@ -66,6 +66,8 @@ class TorchvisionMobileNet(Backbone):
         if kind not in STAGES:
             raise ValueError(f"backbone={name} cannot be used: choose from {', '.join(PREFIX + n for n in STAGES)}.")
         starts = STAGES[kind]
+        if frozen_stages > len(starts):
+            raise ValueError(f"frozen_stages={frozen_stages} is more than the {len(starts)} stages of this backbone.")
         # torchvision's detectors keep PyTorch's epsilon, though the classifiers have 1e-3
         layers = getattr(torchvision.models, kind)(weights=None, norm_layer=nn.BatchNorm2d).features
         super().__init__(
@@ -73,7 +75,7 @@ class TorchvisionMobileNet(Backbone):
             TappedLayers(layers, starts[-2:]),
             channels=[layers[i].out_channels for i in starts[-2:]],
             source=_load_weights(layers, kind, weights),
-            frozen_names=[str(i) for i in range((*starts, len(layers))[min(frozen_stages, len(starts))])],
+            frozen_names=[str(i) for i in range((*starts, len(layers))[frozen_stages])],
             mean=mean or MEAN,
             std=std or STD,
             freeze_bn=freeze_bn,

@@ -12,21 +12,13 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from gid_yolo.cfg import CFG_DIR, load_yaml
 from gid_yolo.detectors.build import built_in_limits, model_config
 from gid_yolo.distill.methods import parse_methods
-from gid_yolo.distill.types import parse_types
-from gid_yolo.engine.schedule import check_schedule
+from gid_yolo.engine.values import check_texts, check_values
 from gid_yolo.errors import UserError, some
 
 _FILE = load_yaml(CFG_DIR / "default.yaml")
 OWN_KEYS = frozenset(_FILE) - frozenset(DEFAULT_CFG_DICT)
 DEFAULTS: dict[str, Any] = {**DEFAULT_CFG_DICT, **_FILE}
 
-_CHOICES = {"gid_normalize": ("instance", "pixel"), "gid_reduction": ("mean", "sum")}
-_NOT_NEGATIVE = (
-    *("gid_feature", "gid_relation", "gid_response", "gid_alpha", "gid_beta", "backbone_lr", "teacher_min_ap"),
-    *("fitnet_weight", "fine_grained_weight", "mimicking_weight"),
-    *("gid_iou", "ema_decay", "conf", "iou"),
-)
-_POSITIVE_INT = ("gid_roi_size", "gid_adapt_kernel", "gid_top_k", "teacher_sample", "max_det")
 _WEIGHTS = {
     "gid": ("gid_feature", "gid_relation", "gid_response"),
     "fitnet": ("fitnet_weight",),
@@ -40,7 +32,6 @@ _PLACES = frozenset(
     | {"trust", "cfg", "mode", "task", "recipe", "source", "distill_model", "augmentations", "tracker"}
     | {"backbone_weights"}
 )
-MIN_IMGSZ = 64
 YOLO_VALIDATION_CONF = 0.001  # what Ultralytics' validator takes where none is given
 
 
@@ -80,10 +71,10 @@ def without_none(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(args: dict[str, Any]) -> None:
-    """Refuse unknown arguments with Ultralytics' "did you mean".
+    """Refuse unknown arguments with Ultralytics' "did you mean", and names of files that are no text.
 
     Raises:
-        UserError: An argument that neither Ultralytics nor gid-yolo knows.
+        UserError: An argument that neither Ultralytics nor gid-yolo knows, or that cannot name a file.
     """
     from ultralytics.utils import LOGGER
 
@@ -95,48 +86,7 @@ def check_keys(args: dict[str, Any]) -> None:
         raise UserError(" ".join(str(error).split()).replace("YOLO argument", "argument")) from error
     finally:
         LOGGER.setLevel(level)
-
-
-def check_values(args: dict[str, Any]) -> None:
-    """Check the values of gid-yolo's own arguments, the schedule, the limits of detections, and the image size.
-
-    Raises:
-        UserError: One sentence about the first value that cannot work.
-    """
-    for key, choices in _CHOICES.items():
-        if args.get(key) not in (None, *choices):
-            raise UserError(f"{key}={args[key]} is unknown: choose from {', '.join(choices)}.")
-    for key in _NOT_NEGATIVE:
-        value = args.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-            raise UserError(f"{key}={value} must be a number that is not negative.")
-    for key in _POSITIVE_INT:
-        value = args.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UserError(f"{key}={value} must be a whole number of at least 1.")
-    if not isinstance(args.get("trust") or False, bool):
-        raise UserError(f"trust={args['trust']} must be True or False.")
-    for key in ("gid_visualize_every", "gradients"):
-        every = args.get(key) or 0
-        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
-            raise UserError(f"{key}={every} must be a whole number of iterations, or 0 for never.")
-    if (args.get("gid_adapt_kernel") or 1) % 2 == 0:
-        raise UserError(f"gid_adapt_kernel={args['gid_adapt_kernel']} must be odd, so that crops keep their size.")
-    for key in ("gid_iou", "ema_decay", "conf", "iou"):
-        if (args.get(key) or 0) > 1:
-            raise UserError(f"{key}={args[key]} must lie between 0 and 1.")
-    check_schedule(args)
-    try:
-        parse_types(str(args.get("gid_types") or "all"))
-        parse_methods(str(args.get("distill") or "none"))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    sizes = args.get("imgsz") or []
-    for size in sizes if isinstance(sizes, list | tuple) else [sizes]:
-        if not isinstance(size, int | float) or size < MIN_IMGSZ:
-            raise UserError(
-                f"imgsz={args['imgsz']} is too small for a pyramid of strides 8 to 128: use at least {MIN_IMGSZ}."
-            )
+    check_texts(args)
 
 
 def check_weights(args: Mapping[str, Any]) -> None:

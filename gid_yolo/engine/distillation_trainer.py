@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ _RECORDED = (
     *("fraction", "warmup_iterations", "backbone_lr", "ema_decay", "freeze_bn", "frozen_stages", "teacher", "distill"),
 )
 
+# What no resumption changes, or only where the run lies
+_OF_A_START = frozenset({"model", "resume", "save_dir", "project", "name", "exist_ok", "trust"})
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
 # What tensors and numbers of any kind raise in place of an optimiser's
 _UNFIT = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError)
 
@@ -69,6 +75,7 @@ class DistillationTrainer(WatchedTrainer):
         if overrides.get("recipe"):
             raise UserError(f"recipe={overrides['recipe']} is read by gid-train and GID.train: train with one of them.")
         self.model_record: dict[str, Any] = {}
+        self.changed_arguments: dict[str, Any] = {}  # by whoever resumed the run
         self.adaptation_state: dict[str, torch.Tensor] | None = None
         self.trust = overrides.get("trust") is True
         defaults = self.defaults_for(None if overrides.get("resume") else overrides.get("model"), self.trust)
@@ -178,6 +185,9 @@ class DistillationTrainer(WatchedTrainer):
                 raise UserError(f"resume={self.model} is a finished run, there is nothing to resume: start a new one.")
             if self.resume:
                 self.model_record = record_of(weights)
+                before = ckpt.get("train_args") or {}
+                now = vars(self.args).items()
+                self.changed_arguments = {k: v for k, v in now if k not in _OF_A_START and before.get(k, v) != v}
         if not self.resume:
             if isinstance(self.args.pretrained, str | Path):
                 weights, _ = load_model(self.args.pretrained, "pretrained", self.trust)
@@ -262,9 +272,19 @@ class DistillationTrainer(WatchedTrainer):
     # Loop -------------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train, also in a process of Ultralytics' launcher; what it opens is read as data."""
-        with safely(self.trust):
-            super().train()
+        """Train, also in a process of Ultralytics' launcher; what it opens is read as data.
+
+        Raises:
+            UserError: Besides all that is said of the arguments: the disk is full, or cannot be written.
+        """
+        try:
+            with safely(self.trust):
+                super().train()
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            what = f"a file ({error.filename})" if error.filename else "a file of the run"
+            raise UserError(self._unwritten(what, error)) from error
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Ultralytics' resumption.

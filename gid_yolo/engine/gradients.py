@@ -14,6 +14,7 @@ from torch import Tensor
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
+from gid_yolo.engine.side_files import read_or_set_aside
 from gid_yolo.files import replaced
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class GradientStatistics:
     def write(self, trainer: DistillationTrainer) -> None:
         """Append the epoch's rows to the file, which a resumed run goes on with, and log their medians."""
         first = trainer.epoch * len(trainer.train_loader)
-        old = [row for row in read_gradients(self.path) if row[0] <= first]  # not what an interrupted epoch left
+        rows = read_or_set_aside(self.path, read_gradients) or []
+        old = [row for row in rows if row[0] <= first]  # not what an interrupted epoch left
         with replaced(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(_COLUMNS)
@@ -124,7 +126,10 @@ def read_gradients(path: Path) -> list[tuple[Any, ...]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [(int(i), name, *map(float, pull)) for i, name, *pull in list(csv.reader(file))[1:]]
+        header, *rows = csv.reader(file)
+    if tuple(header) != _COLUMNS:
+        raise ValueError(f"its first line is {','.join(header)}")
+    return [(int(i), name, *map(float, (a, b, c, d))) for i, name, a, b, c, d in rows]
 
 
 def summary(rows: Sequence[tuple[Any, ...]], epoch: int, place: str = "pyramid") -> str:

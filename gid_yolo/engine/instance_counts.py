@@ -12,6 +12,8 @@ from torch import Tensor
 from ultralytics.utils import plt_settings
 
 from gid_yolo.distill.types import TYPES
+from gid_yolo.engine.side_files import read_or_set_aside
+from gid_yolo.files import replaced
 
 if TYPE_CHECKING:
     from gid_yolo.engine.distillation_trainer import DistillationTrainer
@@ -45,8 +47,9 @@ class InstanceCounts:
             return
         values, self.rows = torch.stack(self.rows).tolist(), []  # (iterations, 3)
         first = trainer.epoch * len(trainer.train_loader)
-        old = [row for row in read_counts(self.path) if row[0] <= first]  # not what an interrupted epoch left
-        with self.path.open("w", newline="") as file:
+        rows = read_or_set_aside(self.path, read_counts) or []
+        old = [row for row in rows if row[0] <= first]  # not what an interrupted epoch left
+        with replaced(self.path) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("iteration", *TYPES))
             writer.writerows(old)
@@ -58,7 +61,10 @@ def read_counts(path: Path) -> list[tuple[float, ...]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [(int(it), *map(float, counts)) for it, *counts in list(csv.reader(file))[1:]]
+        header, *rows = csv.reader(file)
+    if header != ["iteration", *TYPES]:
+        raise ValueError(f"its first line is {','.join(header)}")
+    return [(int(it), float(a), float(b), float(c)) for it, a, b, c in rows]
 
 
 def smooth(values: Sequence[float], alpha: float = SMOOTHING) -> list[float]:

@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from gid_yolo.engine.side_files import read_or_set_aside
 from gid_yolo.engine.watch import Reading
 from gid_yolo.errors import some
 from gid_yolo.files import replaced
@@ -78,6 +79,14 @@ def event_of(reading: Reading, sentence: str, precision: str, rank: int) -> dict
     }
 
 
+_KEY = ("iteration", "attempt", "process")  # what makes an event the same one
+
+
+def _events_of(path: Path) -> list[dict[str, Any]]:
+    events = json.loads(path.read_text(encoding="utf-8"))["events"]
+    return [{**event, **{k: int(event[k]) for k in _KEY}} for event in events]
+
+
 class Report:
     """`nonfinite.json`: how often something was not finite, and the first times; there is none where nothing was.
 
@@ -87,9 +96,7 @@ class Report:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.events: list[dict[str, Any]] = []
-        if path.is_file():
-            self.events = json.loads(path.read_text(encoding="utf-8"))["events"]
+        self.events: list[dict[str, Any]] = read_or_set_aside(path, _events_of) or []
 
     def add(self, event: dict[str, Any]) -> bool:
         """Note an event; in place of the same one where an interrupted epoch is made again.
@@ -97,8 +104,7 @@ class Report:
         Returns:
             There was room for it.
         """
-        key = ("iteration", "attempt", "process")
-        kept = [old for old in self.events if any(old[k] != event[k] for k in key)]
+        kept = [old for old in self.events if any(old[k] != event[k] for k in _KEY)]
         self.events = [*kept, event][:MOST_EVENTS]
         return event in self.events
 

@@ -21,6 +21,8 @@ from ultralytics.utils.git import GitRepo
 from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info, unwrap_model
 
 from gid_yolo._version import __version__
+from gid_yolo.engine.rebuild import plain
+from gid_yolo.engine.side_files import read_or_set_aside
 from gid_yolo.files import replaced
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "timm", "numpy", "opencv-python", "pycocotools")
@@ -33,7 +35,8 @@ def digest_of_labels(labels: Sequence[Mapping[str, Any]], names: Mapping[int, st
     The folder that holds all images does not count, so that a copy elsewhere has the same digest; neither do pixels.
 
     Args:
-        labels: Ultralytics' labels: `im_file`, `cls` (M, 1), `bboxes` (M, 4) xywh as parts of the image.
+        labels: Ultralytics' labels: `im_file`, `cls` (M, 1), `bboxes` (M, 4) xywh and, where there are any, `segments`,
+            M polygons (K, 2), all as parts of the image.
         names: Of the classes.
     """
     digest = hashlib.sha256(repr(sorted(names.items())).encode())
@@ -43,6 +46,8 @@ def digest_of_labels(labels: Sequence[Mapping[str, Any]], names: Mapping[int, st
         digest.update(os.fsencode(file.relative_to(root).as_posix()) + b"\0")
         digest.update(np.asarray(label["cls"], np.int64).tobytes())
         digest.update(np.asarray(label["bboxes"], np.float32).tobytes() + b"\n")
+        for polygon in label.get("segments", ()):  # which augmentation makes boxes of
+            digest.update(np.asarray(polygon, np.float32).tobytes() + b"\n")
     return digest.hexdigest()[:16]
 
 
@@ -58,20 +63,30 @@ def digest_of_file(path: Path) -> str | None:
 
 
 def commit_of(place: Path) -> dict[str, Any] | None:
-    """The commit of the repository that a folder lies in, and whether tracked files differ from it (None: unknown)."""
+    """The commit of the repository that a folder lies in, and whether tracked files differ from it (None: unknown).
+
+    Of a file, the repository that tracks it: one around an environment with installed packages does not.
+    """
     repository = GitRepo(place)
     if not repository.is_repo or not repository.commit:
         return None
-    changed: bool | None = None
+    root = str(repository.root)
+    if place.is_file() and not _git(root, "ls-files", "--", str(place)):
+        return None
+    status = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": repository.commit, "changed": None if status is None else bool(status)}
+
+
+def _git(root: str, *words: str) -> str | None:
+    """What git says; None where it cannot be asked."""
+    # Not with the program that the folder may name for this: it may have come with a data set
+    command = ["git", "-c", "core.fsmonitor=false", "-C", root, *words]
     try:
-        # Not with the program that the folder may name for this: it may have come with a data set
-        git = ["git", "-c", "core.fsmonitor=false", "-C", str(repository.root)]
-        command = [*git, "status", "--porcelain", "--untracked-files=no"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_SECONDS)
-        changed = bool(done.stdout.strip())
+        done = subprocess.run(command, capture_output=True, check=True, timeout=_GIT_SECONDS)
     except (OSError, subprocess.SubprocessError):
-        LOGGER.debug("git status is not to be had")
-    return {"commit": repository.commit, "changed": changed}
+        LOGGER.debug(f"git {words[0]} is not to be had")
+        return None
+    return os.fsdecode(done.stdout).strip()
 
 
 def provenance(trainer: Any) -> dict[str, Any]:
@@ -88,6 +103,7 @@ def provenance(trainer: Any) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "from_epoch": trainer.start_epoch + 1,
+        "changed_arguments": plain(trainer.changed_arguments, strict=False),
         "seed": trainer.args.seed,
         "processes": max(trainer.world_size, 1),  # Ultralytics counts none on a CPU
         "device": get_gpu_info(trainer.device.index or 0) if trainer.device.type == "cuda" else "cpu",
@@ -118,13 +134,23 @@ def write_provenance(trainer: Any) -> None:
     `gid-train cfg=.../args.yaml` trains what was trained: Ultralytics would note the checkpoint that is resumed.
     """
     path, arguments = trainer.save_dir / "run.json", trainer.save_dir / "args.yaml"
-    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if trainer.resume and path.is_file() else []
+    now, starts = provenance(trainer), (read_or_set_aside(path, _starts_of) if trainer.resume else None) or []
+    if starts and starts[-1]["data"]["val"] != now["data"]["val"]:
+        LOGGER.warning(
+            f"data={trainer.args.data} has other validation images, boxes or classes than before this resumption: "
+            "best.pt and results.csv compare figures of both."
+        )
     with replaced(path) as part:
-        part.write_text(json.dumps({"starts": [*starts, provenance(trainer)]}, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps({"starts": [*starts, now]}, indent=2) + "\n", encoding="utf-8")
     if trainer.resume and (model := trainer.model_record.get("model")) and arguments.is_file():
         kept = {**YAML.load(arguments), "model": str(model), "resume": False}
         with replaced(arguments) as part:
             YAML.save(part, kept)
+
+
+def _starts_of(path: Path) -> list[dict[str, Any]]:
+    starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+    return [{**start, "data": {**start["data"], "val": dict(start["data"]["val"])}} for start in starts]
 
 
 def _version(package: str) -> str | None:

@@ -10,6 +10,7 @@ from gid_yolo.cfg import RECIPES_DIR, load_yaml, recipe_names
 from gid_yolo.detectors.build import BUILDERS
 from gid_yolo.engine.config import check_keys
 from gid_yolo.engine.schedule import override
+from gid_yolo.engine.values import check_texts
 from gid_yolo.errors import UserError
 
 FAMILIES = (*BUILDERS, "yolo")
@@ -31,6 +32,7 @@ def expand(given: Mapping[str, Any], family: str) -> dict[str, Any]:
     Raises:
         UserError: A file that cannot be used, or a recipe for a run that is resumed.
     """
+    check_texts(given)
     own, base = dict(given), dict[str, Any]()
     file, recipe = own.pop("cfg", None), own.pop("recipe", None)
     if file:
@@ -93,5 +95,6 @@ def read_cfg(path: str | Path) -> dict[str, Any]:
         arguments = load_yaml(path)
     except ValueError as error:
         raise UserError(str(error)) from error
-    own = {"cfg", "mode", "resume", "save_dir", "task", "trust"}  # no file says that others are to be trusted
+    # No file says that others are to be trusted, nor that it may be overwritten by the run that it describes
+    own = {"cfg", "exist_ok", "mode", "resume", "save_dir", "task", "trust"}
     return {key: value for key, value in arguments.items() if key not in own and value is not None}

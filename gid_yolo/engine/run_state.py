@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
+from gid_yolo.engine.side_files import read_or_set_aside
 from gid_yolo.files import replaced
 
 KEY = "run_state"  # in a checkpoint, beside Ultralytics' entries, which are rounded to half precision
@@ -104,12 +105,16 @@ def strip(path: Path, updates: dict[str, Any]) -> None:
             raise OSError(f"{path.name} could not be written anew: {' '.join(str(error).split())[:100]}") from error
 
 
+def _rows_of(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
 def forget_epochs(path: Path, first: int) -> None:
     """Take the rows of epochs from `first` on (from 0) out of `results.csv`: they are about to be written again."""
     if not path.is_file():
         return
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    rows = read_or_set_aside(path, _rows_of) or []
     kept = rows[:1] + [row for row in rows[1:] if row and row[0].strip().isdigit() and int(row[0]) <= first]
     if len(kept) < len(rows):
         with replaced(path) as part, part.open("w", newline="", encoding="utf-8") as file:

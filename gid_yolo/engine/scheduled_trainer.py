@@ -64,7 +64,10 @@ class ScheduledTrainer(ResumableTrainer):
         """Ultralytics' optimiser; `optimizer=auto` chooses by the real number of steps."""
         if (iterations := self.own("iterations")) and "iterations" in kwargs:
             kwargs["iterations"] = math.ceil(iterations * self.batch_size / max(self.batch_size, self.args.nbs))
-        return super().build_optimizer(model, *args, **kwargs)
+        try:
+            return super().build_optimizer(model, *args, **kwargs)
+        except NotImplementedError as error:
+            raise UserError(f"optimizer={self.args.optimizer} is unknown: {error}") from error
 
     def _setup_scheduler(self) -> None:
         if not self.own("lr_steps"):

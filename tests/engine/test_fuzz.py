@@ -8,8 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gid_yolo.cli import parse
-from gid_yolo.engine.config import DEFAULTS, OWN_KEYS, check_keys, check_values
+from gid_yolo.engine.config import DEFAULTS, OWN_KEYS, check_keys
 from gid_yolo.engine.recipe import read_cfg, read_recipe
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.engine.values import check_values
 from gid_yolo.errors import UserError
 
 FUZZ = settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -23,6 +25,8 @@ PLAIN = st.one_of(
 )
 VALUES = st.one_of(PLAIN, st.lists(PLAIN, max_size=3), st.dictionaries(st.text(max_size=3), PLAIN, max_size=2))
 LINES = st.lists(st.tuples(st.sampled_from([*OWN_KEYS, "lr0", "x"]), st.text(max_size=8)), max_size=4)
+# Where things are written, what is opened, and what runs: these have tests of their own
+ELSEWHERE = {"save_dir", "project", "name", "exist_ok", "data", "model", "resume", "teacher", "cfg", "recipe", "device"}
 FILES = st.one_of(
     st.binary(max_size=60),
     st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")),
@@ -33,6 +37,11 @@ FILES = st.one_of(
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("files") / "a.yaml"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("run")
 
 
 @FUZZ
@@ -51,6 +60,14 @@ def test_words_of_a_command(words):
 def test_values_of_arguments(args):
     with contextlib.suppress(UserError):
         check_values(args)
+
+
+@FUZZ
+@given(args=st.dictionaries(st.sampled_from(sorted(set(DEFAULTS) - ELSEWHERE)), VALUES, min_size=1, max_size=2))
+def test_values_that_a_trainer_is_given(data, folder, args):
+    with contextlib.suppress(UserError):
+        trainer = GIDTrainer(overrides={"model": "retina_nano", "data": str(data), "save_dir": str(folder), **args})
+        assert 0 <= trainer.args.seed < 2**32
 
 
 @FUZZ

@@ -12,6 +12,7 @@ import torch
 import ultralytics
 import yaml
 from engine_helpers import FAST, train_one_epoch, write_data
+from ultralytics.utils import LOGGER
 
 from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import fingerprint, load_model
@@ -132,3 +133,64 @@ def test_no_program_that_a_repository_names_is_run(tmp_path):
     (tmp_path / "file").write_text("2")
     assert commit_of(tmp_path)["changed"] is True
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_installed_package_has_not_the_commit_around_it(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (tmp_path / "own.py").write_text("1")
+    for words in (["init", "-q"], ["add", "own.py"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    installed = tmp_path / ".venv" / "package.py"
+    installed.parent.mkdir()
+    installed.write_text("1")
+    assert commit_of(tmp_path / "own.py") == commit_of(tmp_path)
+    assert commit_of(installed) is None
+
+
+def test_polygons_count():
+    label = {"im_file": "/a.jpg", "cls": np.zeros((1, 1)), "bboxes": np.full((1, 4), 0.5)}
+    polygons = [[np.array(points)] for points in ([[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]], [[0.1, 0.1], [0.9, 0.9]])]
+    digests = [digest_of_labels([{**label, "segments": polygon}], {0: "a"}) for polygon in ([], *polygons)]
+    assert len(set(digests)) == 3
+    assert digests[0] == digest_of_labels([label], {0: "a"})
+
+
+def test_what_a_resumption_changes_is_written_and_said(tmp_path, monkeypatch):
+    data = write_data(tmp_path / "data")
+    arguments = {**FAST, "epochs": 3, "model": "retina_nano", "data": str(data), "save_dir": str(tmp_path / "run")}
+    trainer = GIDTrainer(overrides=arguments)
+    train_one_epoch(trainer)
+    (tmp_path / "data" / "labels" / "val" / "0.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", lambda text, *args, **kwargs: said.append(str(text)))
+    resumed = {"model": str(trainer.last), "resume": str(trainer.last)}
+    train_one_epoch(GIDTrainer(overrides={**resumed, "patience": 7}))
+    assert any("has other validation images, boxes or classes" in text for text in said)
+    said.clear()
+    GIDTrainer(overrides=resumed).train()
+    assert not any("validation images" in text for text in said)
+    starts = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
+    assert [start["changed_arguments"] for start in starts] == [{}, {"patience": 7}, {}]
+
+
+@pytest.mark.parametrize("contents", ["", "[", "[]", '{"starts": [1]}', '{"events": 3}', "a,b\n1\n", "\x00"])
+def test_damaged_files_of_a_run_end_no_resumption(tmp_path, data, teacher, contents):
+    arguments = {**FAST, "epochs": 2, "model": "retina_nano", "data": str(data), "teacher": str(teacher)}
+    trainer = GIDTrainer(overrides={**arguments, "save_dir": str(tmp_path / "run"), "gradients": 1})
+    train_one_epoch(trainer)
+    names = ("run.json", "nonfinite.json", "gradients.csv", "gi_types.csv")
+    for name in names:
+        (tmp_path / "run" / name).write_text(contents)
+    GIDTrainer(overrides={"model": str(trainer.last), "resume": str(trainer.last)}).train()
+    for name in names:
+        aside = tmp_path / "run" / f"{name}.damaged"
+        assert aside.read_text() == contents
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["starts"]) == 1
+
+
+def test_a_file_of_arguments_does_not_overwrite_its_run(tmp_path, data):
+    arguments = {**FAST, "model": "retina_nano", "data": str(data), "project": str(tmp_path), "name": "run"}
+    first = GIDTrainer(overrides={**arguments, "exist_ok": True})
+    first.train()
+    assert main(["train", f"cfg={first.save_dir / 'args.yaml'}"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2"]

@@ -10,10 +10,11 @@ import gid_yolo.model
 from gid_yolo import GID
 from gid_yolo.cfg import MODELS_DIR, RECIPES_DIR, load_yaml, recipe_names
 from gid_yolo.cli import main
-from gid_yolo.engine.config import DEFAULTS, check_values
+from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.recipe import FAMILIES, expand, read_recipe
 from gid_yolo.engine.schedule import schedule_of
 from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.engine.values import check_values
 from gid_yolo.errors import UserError
 
 # images of the training set, iterations, milestones, epochs (section 4 of the paper)

@@ -140,6 +140,29 @@ def test_a_full_disk_keeps_the_checkpoint_before(settings, tmp_path, monkeypatch
     assert [row["epoch"] for row in rows(tmp_path / "run" / "results.csv")] == [str(i) for i in range(1, 13)]
 
 
+@pytest.mark.parametrize("written", range(5))
+def test_a_full_disk_is_said_of_every_file(settings, tmp_path, monkeypatch, written):
+    trainer = GIDTrainer(overrides={**settings, "save_dir": str(tmp_path / "run"), "epochs": 3, "gradients": 1})
+    train_one_epoch(trainer)
+    before = trainer.last.read_bytes()
+    done = []
+
+    def full(file: int) -> None:
+        if len(done) == written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done.append(os.fstat(file).st_size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(
+            UserError, match=r"could not be saved in .* \(No space left on device\): .*last.pt is whole"
+        ):
+            resume(trainer.last)
+    assert trainer.last.read_bytes() == before
+    resume(trainer.last)
+    assert [row["epoch"] for row in rows(tmp_path / "run" / "results.csv")] == ["1", "2", "3"]
+
+
 def test_rows_of_an_interrupted_epoch_are_forgotten(tmp_path):
     path = tmp_path / "results.csv"
     path.write_text("epoch,x\n1,0.5\n2,0.25\n3,")  # the last was being written

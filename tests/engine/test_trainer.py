@@ -27,6 +27,9 @@ def train(data, **overrides):
     return trainer
 
 
+TWENTY = {"epochs": 10, "nbs": 4, "warmup_epochs": 1, "mosaic": 0.5, "fliplr": 0.5, "seed": 7}
+
+
 def results(trainer):
     with trainer.csv.open() as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
@@ -319,6 +322,21 @@ def test_a_run_is_repeated_from_its_args(data, teacher):
     assert len(runs) == 2
     weights = [load_model(run / "weights" / "best.pt")[0].state_dict() for run in runs]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_the_same_seed_gives_the_same_weights_after_20_steps(data, teacher):
+    # 8 images in batches of 4, a step each, with Ultralytics' augmentation
+    steps, runs = [], []
+    for _ in range(2):
+        trainer = GIDTrainer(
+            overrides={"model": "retina_nano", **FAST, "data": str(data), "teacher": str(teacher), **TWENTY}
+        )
+        step = trainer.optimizer_step
+        trainer.optimizer_step = lambda step=step: (steps.append(1), step())
+        trainer.train()
+        runs.append(load_any(trainer.last)[0].state_dict() | load_model(trainer.best)[0].state_dict())
+    assert len(steps) == 2 * 20
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
 
 
 def test_data_without_boxes_is_refused(tmp_path):
