@@ -56,7 +56,7 @@ def test_a_word_that_is_no_argument(capsys):
         ("close_mosaic=-1", "close_mosaic=-1 must be a whole number of at least 0"),
         ("time=0", "time=0 must be a number of hours over 0"),
         ("frozen_stages=99", "frozen_stages=99 is more than the 5 stages of this backbone"),
-        ("degrees=nan", "degrees=nan must be a finite number"),
+        ("degrees=1e999", "degrees=inf must be a finite number"),
         ("cache=foo", "cache=foo is unknown: choose from True, False, ram, disk"),
         ("fitnet_weight=-1", "fitnet_weight=-1 must be a number of at least 0"),
         ("gid_types=positive", "gid_types=positive names positive: give all, gt, or some of pos, semi, neg"),
