@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import get_num_gradients, get_num_params
 
 from gid_yolo.detectors import Detector, build_detector, model_config
+from gid_yolo.detectors.faster_rcnn import FasterRCNN
 from gid_yolo.errors import UserError
 from gid_yolo.ops.boxes import xywh_to_xyxy
 from gid_yolo.ops.structures import RawPredictions, Targets
@@ -71,6 +73,19 @@ class GIDDetectionModel(DetectionModel):
         self.record: dict[str, Any] = {}
         if verbose:
             self.info()
+
+    def info(self, detailed: bool = False, verbose: bool = True, imgsz: int | list[int] = 640) -> Any:
+        """Ultralytics' summary; of a Faster R-CNN in a line without GFLOPs.
+
+        Those are extrapolated from small images, which the second stage, that works on the proposals there are, does
+        not allow: they would be random, and may be negative. `gid-benchmark` counts them.
+        """
+        if not verbose or not isinstance(self.detector, FasterRCNN):
+            return super().info(detailed=detailed, verbose=verbose, imgsz=imgsz)
+        layers = sum(not list(module.children()) for module in self.modules())
+        parameters, gradients = get_num_params(self), get_num_gradients(self)
+        LOGGER.info(f"Model summary: {layers:,} layers, {parameters:,} parameters, {gradients:,} gradients")
+        return layers, parameters, gradients, 0.0
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Be pickled as data, see `rebuild`: the file names one function, and holds settings, values and tensors."""

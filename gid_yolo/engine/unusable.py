@@ -63,8 +63,10 @@ def tell_unusable(images: Any, classes: int | None) -> int:
     Returns:
         How many are not used.
     """
-    used = set(images.im_files)
-    left = [file for file in images.get_img_files(images.img_path) if file not in used]
+    left: list[str] = []
+    if len(images.label_files) != len(images.im_files):  # one was expected of every file that was found
+        used = set(images.im_files)
+        left = [file for file in images.get_img_files(images.img_path) if file not in used]
     lines: list[str] = []
     if left:
         lines += [f"images left out: {len(left)}", *_first(why for file in left for why in _reasons(file, classes))]

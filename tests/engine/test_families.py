@@ -4,6 +4,7 @@ import csv
 
 import pytest
 from engine_helpers import FAST
+from ultralytics.utils import LOGGER
 
 from gid_yolo import GID
 from gid_yolo.cfg import MODELS_DIR
@@ -63,3 +64,16 @@ def test_the_files_are_equal_to_the_checkpoints(runs, data, tmp_path) -> None:
     report = benchmark(model=student.best, teacher=teacher.best, **arguments)
     assert [row.failed for row in report.rows] == [None, None]
     assert all(row.box_difference < 0.05 and row.score_difference < 1e-3 for row in report.rows)
+
+
+@pytest.mark.parametrize("name", ["retina_nano", "fcos_nano", "frcnn_nano"])
+def test_the_summary_holds_what_can_be_counted(name, monkeypatch) -> None:
+    lines = []
+    monkeypatch.setattr(LOGGER, "info", lambda text, *args, **kwargs: lines.append(text))
+    model = GIDDetectionModel(name, nc=2)
+    layers, parameters, gradients, flops = model.info()
+    assert layers == len([m for m in model.modules() if not m._modules])
+    assert parameters == gradients == sum(p.numel() for p in model.parameters())
+    counted = name != "frcnn_nano"  # whose second stage works on the proposals there are
+    assert ("GFLOPs" in lines[-1]) == counted == (flops > 0)
+    assert f"{parameters:,} parameters" in lines[-1]

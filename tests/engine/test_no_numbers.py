@@ -54,6 +54,7 @@ def test_a_float16_overflow_is_one(data, tmp_path, teachers, name: str) -> None:
     model = GID(name)
 
     def break_it(trainer) -> None:
+        trainer.amp = True
         for layer in regression_layers(trainer.model.student_model):
             nn.init.constant_(layer.weight, 1e5)
         forward = trainer.model.loss
