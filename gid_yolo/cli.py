@@ -14,7 +14,8 @@ from gid_yolo.errors import UserError
 
 # The disk is full, or one may not write there. Other errors of the system keep their traceback
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+_CLOSED |= {errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 MODES = ("train", "val", "predict", "export", "benchmark", "visualize", "study")
 
 HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed

@@ -136,7 +136,7 @@ class GID(Model):
         if kwargs.get("resume") is True and not kwargs.get("data"):
             self._named_data(kwargs["trust"])
         if not kwargs.get("resume"):
-            check_values(kwargs)
+            check_values(kwargs, training=True)
             check_weights(kwargs)  # before a teacher is trained
             kwargs["data"] = str(resolve_data(kwargs.get("data") or self._named_data(kwargs["trust"])))
             if kwargs.get("teacher") and kwargs.get("distill") != "none":

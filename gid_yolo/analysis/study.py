@@ -126,7 +126,7 @@ def _check_common(file: StudyFile, common: dict[str, Any]) -> dict[str, Any]:
     """
     common = without_none(common)
     check_keys(common)
-    check_values(common)
+    check_values(common, training=True)
     if own := [key for key in OF_A_RUN if key in common]:
         raise UserError(f"{own[0]}= is what gid-study sets for each run: leave it out.")
     if file.name == "verdict" and common.get("distill") == "none":

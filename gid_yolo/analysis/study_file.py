@@ -109,7 +109,7 @@ def _row(contents: Any, columns: tuple[str, ...]) -> Template:
     if not all(isinstance(figure, int | float) for figure in paper.values()):
         raise ValueError(f"paper: of the row {contents['name']} must hold numbers, but holds {list(paper.values())}.")
     check_keys(args)
-    check_values(args)
+    check_values(args, training=True)
     return Template(str(contents["name"]), kind, dict(args), dict(paper))
 
 

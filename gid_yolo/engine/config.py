@@ -128,7 +128,7 @@ def checked_args(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     """
     try:
         merged = vars(get_cfg(dict(defaults), dict(given)))
-        check_values(merged)
+        check_values(merged, training=True)
         check_weights(merged)
     except (TypeError, ValueError) as error:
         raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error

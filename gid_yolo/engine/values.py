@@ -52,8 +52,12 @@ def check_texts(args: Mapping[str, Any]) -> None:
         raise UserError(f"pretrained={value} must be a file, True or False.")
 
 
-def check_values(args: Mapping[str, Any]) -> None:
+def check_values(args: Mapping[str, Any], *, training: bool = False) -> None:
     """Check values as far as that needs neither data nor model.
+
+    Args:
+        args: By name.
+        training: `batch` may also be -1 or a part of 1, for which Ultralytics looks for one that fits the GPU.
 
     Raises:
         UserError: One sentence about the first value that cannot work.
@@ -83,7 +87,9 @@ def check_values(args: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     _check_imgsz(args)
-    _check_batch(args)
+    batch = args.get("batch")
+    if not (training and isinstance(batch, int | float) and (batch == -1 or 0 < batch < 1)):
+        _check_number(args, "batch", 1, math.inf, whole=True)
     if (time := args.get("time")) is not None and not (_is_number(time) and time > 0):
         raise UserError(f"time={time} must be a number of hours over 0.")
     transforms = args.get("augmentations") or []
@@ -112,14 +118,6 @@ def _check_imgsz(args: Mapping[str, Any]) -> None:
         raise UserError(f"imgsz={given} is too small for a pyramid of strides 8 to 128: use at least {MIN_IMGSZ}.")
     if max(sizes) > MAX_IMGSZ:
         raise UserError(f"imgsz={given} is too large: use at most {MAX_IMGSZ}.")
-
-
-def _check_batch(args: Mapping[str, Any]) -> None:
-    """-1 and parts of 1 have Ultralytics look for one that fits the GPU."""
-    batch = args.get("batch")
-    if batch is None or batch == -1 or (_is_number(batch) and (0 < batch < 1 or (batch >= 1 and batch == int(batch)))):
-        return
-    raise UserError(f"batch={batch} must be a whole number of at least 1, or -1 or a part of the GPU such as 0.7.")
 
 
 def _is_number(value: Any) -> bool:

@@ -50,8 +50,9 @@ def test_a_word_that_is_no_argument(capsys):
         ("optimizer=foo", "optimizer=foo is unknown: "),
         ("augmentations=[1]", "augmentations=[1] must be a list of Albumentations"),
         ("workers=-1", "workers=-1 must be a whole number of at least 0"),
-        ("batch=0", "batch=0 must be a whole number of at least 1, or -1 or a part of the GPU"),
-        ("batch=-3", "batch=-3 must be"),
+        ("batch=0", "batch=0 must be a whole number of at least 1"),
+        ("batch=-3", "batch=-3 must be a whole number of at least 1"),
+        ("batch=2.0", "batch=2.0 must be a whole number of at least 1"),
         ("warmup_epochs=-1", "warmup_epochs=-1 must be a number of at least 0"),
         ("close_mosaic=-1", "close_mosaic=-1 must be a whole number of at least 0"),
         ("time=0", "time=0 must be a number of hours over 0"),
@@ -274,3 +275,13 @@ def test_a_place_that_cannot_be_written(capsys, tmp_path, data):
     assert "file/train/weights cannot be used (Not a directory)" in sentence(
         capsys, *words, f"project={tmp_path / 'file'}"
     )
+    for place, reason in (("/proc/none", "No such file or directory"), (tmp_path / ("x" * 300), "File name too long")):
+        assert f"cannot be used ({reason}): give another place" in sentence(capsys, *words, f"project={place}")
+
+
+@pytest.mark.parametrize("batch", ["-1", "0.7", "2.0", "0"])
+def test_only_a_training_finds_its_batch(capsys, teacher, data, batch):
+    source = data.parent / "images" / "val"
+    for words in (("val", f"data={data}"), ("predict", f"source={source}"), ("export",)):
+        text = sentence(capsys, *words, f"model={teacher}", "imgsz=64", f"batch={batch}")
+        assert f"batch={batch} must be a whole number of at least 1" in text
