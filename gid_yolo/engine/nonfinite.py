@@ -49,9 +49,13 @@ def _origin(reading: Reading, distilled: bool, half: bool, half_terms: bool) -> 
             f"{', '.join(reading.bad_terms)} became NaN or infinite, of finite {whose},",
             f"the numbers are too large for half precision: set amp=False, or {lower}" if half_terms else lower,
         )
+    through = f" through {', '.join(reading.pulled)}" if reading.pulled else ""
+    lower = " or the weight of the term" if reading.pulled and reading.pulled != ["task"] else ""
+    if distilled and not reading.pulled:
+        slower = f"{slower}; gradients=1 names the term"
     return (
-        f"the gradient of {some(reading.gradients, 2)} became NaN or infinite, of a finite loss,",
-        slower,
+        f"the gradient of {some(reading.gradients, 2)} became NaN or infinite{through}, of a finite loss,",
+        slower.replace("lower lr0", f"lower lr0{lower}"),
     )
 
 
@@ -69,6 +73,7 @@ def event_of(reading: Reading, sentence: str, precision: str, rank: int) -> dict
             "terms": reading.bad_terms,
             "gradients": len(reading.gradients),
             "first_gradients": reading.gradients[:5],
+            "terms_of_gradients": reading.pulled,
         },
         "terms": {name: value if isfinite(value) else str(value) for name, value in reading.terms.items()},
         "inputs_finite": reading.inputs,

@@ -37,6 +37,7 @@ class Reading:
         scale: The gradient scaler's; None where there is none.
         gradients: Parameters whose gradient, of this batch and those since the last step, is not finite.
         stepped: The optimiser made a step with them.
+        pulled: Terms whose own gradient at the student's pyramid is not finite, of a batch that is asked for `pulls`.
     """
 
     iteration: int
@@ -50,6 +51,7 @@ class Reading:
     scale: float | None = None
     gradients: list[str] = field(default_factory=list)
     stepped: bool = False
+    pulled: list[str] = field(default_factory=list)
 
     @property
     def bad_inputs(self) -> list[str]:
@@ -155,6 +157,8 @@ class Watch:
         if not note.reading.stepped:
             self._see_gradients(note)
         note.inputs = {name: note.inputs[name] for name in INPUTS if name in note.inputs}
+        pulls = getattr(unwrap_model(trainer.model), "pulls", None) or {}
+        note.reading.pulled = [name for name, pull in pulls.items() if not isfinite(pull.norm)]
         terms = {name: value for name, value in trainer.loss_items.items() if name not in COUNT_NAMES}
         terms["loss"] = trainer.loss
         note.reading.terms = dict.fromkeys(terms, 0.0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo.engine.nonfinite import Report, event_of, sentence_of
 from gid_yolo.engine.scheduled_trainer import ScheduledTrainer
@@ -43,6 +44,7 @@ class WatchedTrainer(ScheduledTrainer):
     _scale: float | None = None  # the scaler's in the last of them
     _stop_reason: tuple[bool, str] | None = None  # whether it is a gradient that says so, which all processes share
     _last_sentence: str = ""
+    _asks: bool = False  # which term has a gradient that is not finite, in the epoch that is tried again because of one
 
     # Set-up -----------------------------------------------------------------------------------------------------------
 
@@ -88,6 +90,8 @@ class WatchedTrainer(ScheduledTrainer):
     def _start_note(self, _: Any) -> None:
         if self.watch:
             self.watch.start()
+        if self._asks and self.nan_recovery_attempts and self.distilling:
+            unwrap_model(self.model).asked = True
 
     def _judge_batch(self, _: Any) -> None:
         for reading in self.watch.end() if self.watch else ():
@@ -124,6 +128,7 @@ class WatchedTrainer(ScheduledTrainer):
         self.counts["batches_not_finite"] += 1
         self._last_sentence = sentence = self._sentence(reading)
         precision = "float32" if not self.amp else "bfloat16" if self.args.amp == "bf16" else "float16"
+        self._asks = self._asks or not (reading.bad_inputs or reading.bad_terms)
         noted = self.report.add(event_of(reading, sentence, precision, RANK))
         self.report.write(self.counts)
         of_teacher = bool(reading.bad_inputs) and reading.bad_inputs[0].startswith("teacher")
@@ -143,6 +148,7 @@ class WatchedTrainer(ScheduledTrainer):
             self._lost = True
             if not self._last_sentence:
                 self._last_sentence = f"{some(damaged, 2)} became NaN or infinite in epoch {self.epoch + 1}"
+        self._asks = self._asks and self._lost
         if self._lost and self.epoch == self.start_epoch:
             self._must_stop(self._last_sentence, shared=True)
         skipped = self.counts["steps_skipped"] - self._skipped_before

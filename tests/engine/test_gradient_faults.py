@@ -70,6 +70,45 @@ def test_a_scaler_of_one_overflows_nothing(data, tmp_path, monkeypatch):
     assert finite(trainer.last)
 
 
+def spoil_a_slope(trainer, first: int) -> None:
+    """From an iteration on, feat_loss is 0 x sqrt(0) more: the loss stays as it is, and its gradient is no number."""
+    projector = trainer.model.projector
+    forward = projector.forward
+
+    def spoiled(teacher_pyramid, student_pyramid, *args, **kwargs):
+        terms, instances = forward(teacher_pyramid, student_pyramid, *args, **kwargs)
+        if trainer.iteration + 1 >= first:
+            terms["feat_loss"] = terms["feat_loss"] + (0 * student_pyramid[0]).sum().sqrt()
+        return terms, instances
+
+    projector.forward = spoiled
+
+
+def named(report: dict) -> list[list[str]]:
+    return [event["not_finite"]["terms_of_gradients"] for event in report["events"]]
+
+
+def test_the_term_of_a_gradient_is_found_when_the_epoch_is_tried_again(data, teacher, tmp_path, monkeypatch):
+    trainer = make(None, monkeypatch, data, tmp_path, teacher=str(teacher))
+    trainer.add_callback("on_train_start", lambda t: spoil_a_slope(t, 3))
+    says = r"^the gradient of .* through feat_loss, of a finite loss, .*; Ultralytics gave up"
+    with pytest.raises(UserError, match=says):
+        trainer.train()
+    found = report(trainer)
+    assert named(found) == [[], ["feat_loss"], ["feat_loss"], ["feat_loss"]]
+    assert "gradients=1 names the term" in found["events"][0]["sentence"]
+    assert "lower lr0 or the weight of the term" in found["events"][1]["sentence"]
+    assert all(event["not_finite"]["terms"] == [] for event in found["events"])
+
+
+def test_the_term_of_a_gradient_is_named_where_gradients_are_asked_for(data, teacher, tmp_path, monkeypatch):
+    trainer = make(None, monkeypatch, data, tmp_path, teacher=str(teacher), gradients=1)
+    trainer.add_callback("on_train_start", lambda t: spoil_a_slope(t, 2))
+    with pytest.raises(UserError, match=r"^the gradient of .* through feat_loss, of a finite loss, in epoch 1 "):
+        trainer.train()
+    assert named(report(trainer)) == [["feat_loss"]]
+
+
 def test_a_remedy_is_one_that_helps():
     where = {"iteration": 1, "epoch": 1, "batch": 1, "attempt": 0, "files": ["a.png"]}
     terms = Reading(**where, terms={"cls_loss": math.inf, "loss": math.inf})
