@@ -56,6 +56,17 @@ class RawPredictions:
         centerness = None if self.centerness is None else self.centerness.detach()
         return replace(self, logits=self.logits.detach(), regression=self.regression.detach(), centerness=centerness)
 
+    def at(self, image: Tensor, output: Tensor) -> RawPredictions:
+        """The predictions (image, output), two (N,) of indices into B and R, as those of one image: B = 1, R = N."""
+        centerness = None if self.centerness is None else self.centerness[image, output][None]
+        return replace(
+            self,
+            logits=self.logits[image, output][None],
+            regression=self.regression[image, output][None],
+            priors=self.priors[output],
+            centerness=centerness,
+        )
+
     def select_classes(self, index: Tensor | None) -> RawPredictions:
         """The predictions for the classes in `index` (C',), in its order; all of them where `index` is None.
 

@@ -28,7 +28,8 @@ from gid_yolo.ops.structures import Targets
 
 FORMATS = [torch.float16, torch.bfloat16]
 OWN_TASK_LOSS = [family for family in FAMILIES if family not in {"yolo", "faster_rcnn"}]  # these are called apart
-# Operations that move numbers and compute none; `gather` gives a sum on the way back, of one number and zeros here
+# Operations that move numbers and compute none; `gather` and `index` give a sum on the way back, here of one number and
+# zeros, for no place is taken twice
 MOVES = {
     *("_to_copy", "clone", "copy_", "detach", "view", "_unsafe_view", "alias", "lift_fresh", "expand", "contiguous"),
     *(
@@ -46,7 +47,7 @@ MOVES = {
         "as_strided",
     ),
     *("gather", "index", "index_select", "cat", "stack", "new_zeros", "zeros_like", "empty_like", "new_empty_strided"),
-    *("select_backward", "slice_backward", "scatter_add"),
+    *("select_backward", "slice_backward", "scatter_add", "index_put"),
 }
 EPS = 2.0**-24  # float32's rounding
 
