@@ -49,7 +49,7 @@ def predictions(anchors: Tensor, batch: int, classes: int) -> tuple[Tensor, ...]
 
 def by_gism(teacher: Tensor, student: Tensor, *boxes: Tensor) -> Tensor:
     """(B, K) index."""
-    return select_general_instances(teacher.sigmoid(), student.sigmoid(), *boxes, top_k=K, iou_threshold=IOU).indices
+    return choose(teacher.sigmoid(), student.sigmoid(), *boxes).indices
 
 
 def by_nms(teacher: Tensor, student: Tensor, *boxes: Tensor) -> Tensor:
@@ -69,21 +69,24 @@ def seconds(run: Callable[..., Any], given: tuple[Tensor, ...]) -> float:
     return time.perf_counter() - began
 
 
+def read(teacher: Tensor, student: Tensor, *boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """All that looks at the scores of classes, equations 1 and 2."""
+    return gi_boxes(teacher, student, *boxes), gi_scores(teacher, student)
+
+
+def choose(teacher: Tensor, student: Tensor, *boxes: Tensor) -> Any:
+    """Equations 1 to 3."""
+    return select_general_instances(teacher, student, *boxes, top_k=K, iou_threshold=IOU)
+
+
 def growth(anchors: Tensor, sizes: list[tuple[int, int]], rounds: int) -> list[dict[str, float]]:
     """Milliseconds of one image by predictions R and classes C: of reading the scores, and of all that follows."""
     rows = []
     for count, classes in sizes:
         teacher, student, *boxes = predictions(anchors[torch.randperm(len(anchors))[:count]], 1, classes)
-        scores = teacher.sigmoid(), student.sigmoid()
-
-        def read() -> None:
-            gi_boxes(*scores, *boxes), gi_scores(*scores)
-
-        def choose() -> None:
-            select_general_instances(*scores, *boxes, top_k=K, iou_threshold=IOU)
-
-        choose()
-        times = [(seconds(lambda *_: read(), scores), seconds(lambda *_: choose(), scores)) for _ in range(rounds)]
+        given = teacher.sigmoid(), student.sigmoid(), *boxes
+        choose(*given)
+        times = [(seconds(read, given), seconds(choose, given)) for _ in range(rounds)]
         reading, whole = (1000 * median(x) for x in zip(*times, strict=True))
         rows.append({"R": count, "C": classes, "read_ms": reading, "rest_ms": whole - reading})
     return rows

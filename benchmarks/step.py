@@ -110,8 +110,9 @@ class Step:
         """GISM and the losses, forward and backward, up to the student's features and predictions."""
         if self.made is None:
             with torch.no_grad(), self.precision():
-                self.made = self.student.raw(self.batch["img"]), distillable(self.model.teacher_model).raw(
-                    self.batch["img"]
+                self.made = (
+                    self.student.raw(self.batch["img"]),
+                    distillable(self.model.teacher_model).raw(self.batch["img"]),
                 )
         (features, raw), (teacher_features, teacher_raw) = self.made
         leaves = [x.detach().requires_grad_() for x in (*features, raw.logits, raw.regression)]

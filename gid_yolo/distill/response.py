@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from gid_yolo.ops.losses import mean_over_images
 from gid_yolo.ops.structures import RawPredictions
+
+Losses = Callable[[RawPredictions, RawPredictions], Tensor]
 
 
 class ResponseFunctions(Protocol):
@@ -45,16 +48,24 @@ def response_loss(
     Returns:
         Scalar, the mean over images of the mean over an image's masked outputs; 0 for an image without any.
     """
-    if mask.device.type != "cpu":  # which would have to wait for the number of outputs
-        return mean_over_images(_losses(teacher, student, functions, alpha, beta), mask)
-    image, output = mask.nonzero(as_tuple=True)  # (N,) each; a few hundredths of all
-    losses = _losses(teacher.at(image, output), student.at(image, output), functions, alpha, beta)[0]  # (N,)
-    sums = losses.new_zeros(mask.shape[0]).index_add(0, image, losses)
+
+    def losses(teacher: RawPredictions, student: RawPredictions) -> Tensor:  # (B, R) of every output
+        cls, reg = functions.response_cls_loss(teacher, student), functions.response_reg_loss(teacher, student)
+        return alpha * cls + beta * reg
+
+    # The masked outputs are a few hundredths of all, but a GPU would have to wait for their number
+    mean = mean_of_masked if mask.device.type == "cpu" else mean_of_all
+    return mean(losses, teacher, student, mask)
+
+
+def mean_of_all(losses: Losses, teacher: RawPredictions, student: RawPredictions, mask: Tensor) -> Tensor:
+    """The mean over images of the mean over masked outputs, (B, R), of losses that are computed of every output."""
+    return mean_over_images(losses(teacher, student), mask)
+
+
+def mean_of_masked(losses: Losses, teacher: RawPredictions, student: RawPredictions, mask: Tensor) -> Tensor:
+    """The same, of losses that are computed of the masked outputs alone; the host knows their number."""
+    image, output = mask.nonzero(as_tuple=True)  # (N,) each
+    found = losses(teacher.at(image, output), student.at(image, output))[0]  # (N,)
+    sums = found.new_zeros(mask.shape[0]).index_add(0, image, found)  # (B,)
     return (sums / mask.sum(1).clamp(min=1)).mean()
-
-
-def _losses(
-    teacher: RawPredictions, student: RawPredictions, functions: ResponseFunctions, alpha: float, beta: float
-) -> Tensor:
-    """(B, R) of every output."""
-    return alpha * functions.response_cls_loss(teacher, student) + beta * functions.response_reg_loss(teacher, student)

@@ -2,9 +2,12 @@ import pytest
 import torch
 from reference.boxes import random_boxes
 from reference.distill import naive_response
+from response_helpers import FAMILIES, functions_of, leaves
+from response_helpers import make_raw as make_any
 
 from gid_yolo.detectors import RetinaNet, build_detector
 from gid_yolo.distill import response_loss
+from gid_yolo.distill.response import mean_of_all, mean_of_masked
 from gid_yolo.ops.boxes import decode_deltas
 from gid_yolo.ops.structures import RawPredictions
 
@@ -157,3 +160,23 @@ def test_equation_7_is_the_task_assignment(retina: RetinaNet) -> None:
     for b in range(2):
         assert torch.equal(mask[b], torchvision_matches(priors, boxes[b][valid[b]]) >= 0)
     assert not retina.response_mask(priors, boxes, torch.zeros_like(valid)).any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_gpu_computes_is_what_a_cpu_computes(family: str) -> None:
+    teacher, functions = make_any(family, batch=3), functions_of(family)
+    mask = torch.rand(3, len(teacher.priors)) > 0.7
+    mask[1] = False
+
+    def losses(*raws: RawPredictions) -> torch.Tensor:
+        return functions.response_cls_loss(*raws) + functions.response_reg_loss(*raws)
+
+    found = []
+    for mean in (mean_of_all, mean_of_masked):
+        torch.manual_seed(1)
+        student = make_any(family, batch=3, graph=True)
+        loss = mean(losses, teacher, student, mask)
+        found.append((loss, *torch.autograd.grad(loss, leaves(student), allow_unused=True, materialize_grads=True)))
+    assert found[0][0] > 0
+    for everywhere, masked in zip(*found, strict=True):
+        torch.testing.assert_close(everywhere, masked)
