@@ -14,9 +14,8 @@ _REMOVED = -1.0  # below every GI score, which lies in [0, 1]
 
 def gi_scores(teacher_scores: Tensor, student_scores: Tensor) -> Tensor:
     """Equation 1: (B, R) the largest absolute difference over classes, from two (B, R, C) of probabilities."""
-    return (
-        (wide(teacher_scores) - wide(student_scores)).abs_().amax(-1)
-    )  # not `aminmax`: on a CPU that is no vector code
+    # Not `aminmax`, which writes no absolute values but takes twice the time on a CPU
+    return (wide(teacher_scores) - wide(student_scores)).abs_().amax(-1)
 
 
 def gi_boxes(teacher_scores: Tensor, student_scores: Tensor, teacher_boxes: Tensor, student_boxes: Tensor) -> Tensor:
