@@ -207,7 +207,7 @@ def test_half_precision_loss_computes_in_fp32(nano: FCOS, dtype: torch.dtype) ->
 
 def test_nothing_waits_for_the_device(nano: FCOS) -> None:
     # A fake tensor has no values: whatever copies one to the host, or has a shape that depends on one, raises.
-    with FakeTensorMode():
+    with FakeTensorMode(), torch.device("cuda"):
         raw = make_raw_without_values()
         boxes, labels = torch.rand(2, 4, 4), torch.zeros(2, 4, dtype=torch.long)
         targets = Targets(boxes, labels, torch.ones(2, 4, dtype=torch.bool))
