@@ -18,13 +18,16 @@ from gid_yolo.ops.precision import wide
 # The level rule of the FPN paper: a 224 px instance is cropped from P4, in images of 800 x 1333 px.
 CANONICAL_SIZE, CANONICAL_LEVEL, CANONICAL_AREA = 224.0, 4, 800 * 1333
 
+OUTSIDE = -1e6  # pixels; RoIAlign neither reads nor writes for a sample over one cell outside its map
+
 
 @dataclass(frozen=True)
 class RoIPlan:
     """Which instance is cropped from which pyramid level; teacher and student share it.
 
     Attributes:
-        rois: Per level, (N_l, 5): image index and xyxy in input pixels.
+        rois: Per level, (N_l, 5): image index and xyxy in input pixels; on a CPU the level's own instances, elsewhere
+            all of them, those of other levels outside the image, where a crop is 0 and costs nothing.
         restore: (B * K,) position of each instance in the concatenation of all levels.
         shape: (B, K).
     """
@@ -57,11 +60,24 @@ def plan_rois(boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int]
     wanted = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / canonical))  # level k has stride 2^k
     # One number at a time: a tensor of them would have to wait for its copy to the device
     level = torch.stack([(wanted - math.log2(stride)).abs() for stride in strides]).argmin(dim=0)
+    # roi_align takes one map a call; how many of the instances are a level's own, a GPU's host would have to wait for
+    spread = own_level if boxes.device.type == "cpu" else every_level
+    rois, restore = spread(torch.cat([image[:, None], flat], dim=1), level, len(strides))
+    return RoIPlan(rois, restore, shape=(batch, k))
+
+
+def own_level(rois: Tensor, level: Tensor, levels: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Every (N, 5) instance on its (N,) level alone; the host knows how many are where. See `RoIPlan`."""
     order = level.argsort(stable=True)
-    # roi_align takes one feature map a call, so the split by level must be known to the host: the one sync here
-    counts = torch.bincount(level, minlength=len(strides)).tolist()
-    rois = torch.cat([image[:, None], flat], dim=1)[order].split(counts)
-    return RoIPlan(rois, restore=order.argsort(), shape=(batch, k))
+    counts = torch.bincount(level, minlength=levels).tolist()
+    return rois[order].split(counts), order.argsort()
+
+
+def every_level(rois: Tensor, level: Tensor, levels: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Every (N, 5) instance on all levels, outside the image where the (N,) level is another. See `RoIPlan`."""
+    outside = torch.cat([rois[:, :1], torch.full_like(rois[:, 1:], OUTSIDE)], dim=1)  # (N, 5)
+    spread = tuple(torch.where((level == i)[:, None], rois, outside) for i in range(levels))
+    return spread, level * len(rois) + torch.arange(len(rois), device=rois.device)
 
 
 def roi_features(
@@ -93,7 +109,7 @@ def roi_features(
         crops = adapt(crops)
     channels = max(x.shape[1] for x in crops)
     filled = [x if x.shape[1] == channels else F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1])) for x in crops]
-    return torch.cat(filled)[plan.restore].unflatten(0, plan.shape)
+    return torch.cat(filled).index_select(0, plan.restore).unflatten(0, plan.shape)
 
 
 class Adaptation(nn.Module):

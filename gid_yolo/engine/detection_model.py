@@ -216,11 +216,20 @@ def raw_outputs(preds: Any) -> Outputs:
 
 
 def batch_targets(batch: dict[str, Any]) -> Targets:
-    """Ground truth of an Ultralytics batch: normalised xywh boxes in one flat list become padded pixels."""
+    """Ground truth of an Ultralytics batch: normalised xywh boxes in one flat list become padded pixels.
+
+    A host that has counted the objects before they went to the device (`count_objects`) does not wait for it.
+    """
     height, width = batch["img"].shape[-2:]
-    boxes = xywh_to_xyxy(batch["bboxes"].float())
-    boxes = boxes * boxes.new_tensor([width, height, width, height])
-    return Targets.from_flat(boxes, batch["cls"].reshape(-1), batch["batch_idx"], batch["img"].shape[0])
+    x1, y1, x2, y2 = xywh_to_xyxy(batch["bboxes"].float()).unbind(-1)
+    boxes = torch.stack([x1 * width, y1 * height, x2 * width, y2 * height], dim=-1)
+    images = batch["img"].shape[0]
+    return Targets.from_flat(boxes, batch["cls"].reshape(-1), batch["batch_idx"], images, batch.get("most_objects"))
+
+
+def count_objects(batch: dict[str, Any]) -> None:
+    """Note the largest number of objects in an image of a batch of the loader, which still lies on the host."""
+    batch["most_objects"] = int(torch.bincount(batch["batch_idx"].long(), minlength=1).max())
 
 
 def _foldable(body: nn.Module) -> list[tuple[nn.Module, str, str]]:

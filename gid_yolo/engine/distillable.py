@@ -212,7 +212,12 @@ class YOLODetector(Distillable):
 
     def raw(self, images: Tensor) -> Outputs:
         """Inputs of the head and raw predictions."""
-        return self.outputs(self.model(images))
+        head = self.model.model[-1]
+        training, head.training = head.training, True  # of the head alone, whose parts stay as they are: no decoding
+        try:
+            return self.outputs(self.model(images))
+        finally:
+            head.training = training
 
     def outputs(self, preds: Any) -> Outputs:
         """Inputs of the head and raw predictions out of the model's return value."""

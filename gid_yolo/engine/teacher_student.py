@@ -114,7 +114,7 @@ class TeacherStudentModel(DistillationModel):
         if self.views is None:
             raise RuntimeError("this copy of the model has no teacher, so it cannot train.")
         teacher_view, view = self.views
-        targets, size = batch_targets(batch), tuple(batch["img"].shape[-2:])  # a host sync: before the teacher's pass
+        targets, size = batch_targets(batch), tuple(batch["img"].shape[-2:])
         self.has_objects = targets.valid.any()
         features, raw = view.outputs(preds)
         places = self._places(features, preds, raw) if self.asked else []

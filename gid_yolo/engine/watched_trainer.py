@@ -10,6 +10,7 @@ from torch import distributed as dist
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
+from gid_yolo.engine.detection_model import count_objects
 from gid_yolo.engine.nonfinite import Report, event_of, sentence_of
 from gid_yolo.engine.scheduled_trainer import ScheduledTrainer
 from gid_yolo.engine.watch import Reading, Watch, not_finite
@@ -68,6 +69,7 @@ class WatchedTrainer(ScheduledTrainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Ultralytics' preparation, of which the result is noted."""
+        count_objects(batch)
         batch = super().preprocess_batch(batch)
         if self.watch:
             self.watch.see(batch)

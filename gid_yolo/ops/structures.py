@@ -92,7 +92,9 @@ class Targets:
     valid: Tensor
 
     @classmethod
-    def from_flat(cls, boxes: Tensor, labels: Tensor, image_index: Tensor, batch_size: int) -> Targets:
+    def from_flat(
+        cls, boxes: Tensor, labels: Tensor, image_index: Tensor, batch_size: int, most: int | None = None
+    ) -> Targets:
         """Pad flat lists of objects to a batch.
 
         Args:
@@ -100,18 +102,20 @@ class Targets:
             labels: (T,) class indices.
             image_index: (T,) index of the image each object lies in, in any order.
             batch_size: Number of images B; images without objects are allowed.
+            most: The largest number of objects in an image, M; where it is not given, the host waits for the device.
         """
         order = image_index.argsort(stable=True)
         image = image_index[order].long()
-        counts = torch.bincount(image, minlength=batch_size)  # (B,)
-        most = int(counts.max()) if batch_size else 0
+        counts = image.new_zeros(batch_size).index_add(0, image, torch.ones_like(image))  # (B,); `bincount` waits
+        if most is None:
+            most = int(counts.max()) if batch_size else 0
         slot = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]  # place within image
         padded_boxes = boxes.new_zeros(batch_size, most, 4)
         padded_labels = torch.zeros(batch_size, most, dtype=torch.long, device=boxes.device)
         valid = torch.zeros(batch_size, most, dtype=torch.bool, device=boxes.device)
         padded_boxes[image, slot] = boxes[order]
         padded_labels[image, slot] = labels[order].long()
-        valid[image, slot] = True
+        valid[image, slot] = torch.ones_like(image, dtype=torch.bool)  # a number would be copied to the device first
         return cls(padded_boxes, padded_labels, valid)
 
     def gather(self, matched: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,15 @@ from reference.distill import naive_adapt, naive_feature, naive_level, naive_roi
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from gid_yolo.distill import feature_loss
-from gid_yolo.distill.feature import Adaptation, LevelAdaptation, plan_rois, roi_features
+from gid_yolo.distill.feature import (
+    Adaptation,
+    LevelAdaptation,
+    RoIPlan,
+    every_level,
+    own_level,
+    plan_rois,
+    roi_features,
+)
 
 STRIDES = (8, 16, 32, 64, 128)
 VALID = torch.tensor([[True, True, True, True], [True, False, True, False], [True, False, False, False], [False] * 4])
@@ -250,3 +258,28 @@ def test_the_rule_in_numbers() -> None:
     assert naive_level([0, 0, 113, 113], STRIDES, (400, 667)) == 1
     assert naive_level([0, 0, 111, 111], STRIDES, (400, 667)) == 0
     assert math.log2(STRIDES[1]) == 4
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_what_a_gpu_crops_is_what_a_cpu_crops(adapted: bool) -> None:
+    size, boxes = (256, 320), random_boxes((2, 12), image=(256.0, 320.0), smallest=5.0, largest=250.0)
+    boxes[0, 3] = -40.0  # outside the image on its own level too
+    levels = torch.tensor([naive_level(box, STRIDES, size) for box in boxes.flatten(0, 1).tolist()])
+    assert len(set(levels.tolist())) >= 3
+    rois = torch.cat([torch.arange(2.0).repeat_interleave(12)[:, None], boxes.flatten(0, 1)], dim=1)
+    adapt = LevelAdaptation((3,) * 5, (4, 3, 6, 5, 7)) if adapted else None
+    pyramid = [x.requires_grad_() for x in make_pyramid(2, 3, *size)]
+    found = []
+    for spread in (own_level, every_level):
+        plan = RoIPlan(*spread(rois, levels, len(STRIDES)), (2, 12))
+        crops = roi_features(pyramid, plan, STRIDES, size=4, adapt=adapt)
+        weight = torch.linspace(-1, 1, crops.numel()).view_as(crops)
+        parameters = [] if adapt is None else list(adapt.parameters())
+        grads = torch.autograd.grad(
+            (crops * weight).sum(), [*pyramid, *parameters], materialize_grads=True, allow_unused=True
+        )
+        found.append((crops, *grads))
+    assert found[0][0].any()
+    for own, every in zip(*found, strict=True):
+        torch.testing.assert_close(own, every)
+    assert [len(x) for x in plan.rois] == [24] * 5
