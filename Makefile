@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Tests that run side by side; a test uses one core and up to 2 GB
+WORKERS ?= 2
 # Ultralytics would install packages and ask the network for updates while it runs
 export YOLO_AUTOINSTALL = False
 export YOLO_OFFLINE = True
@@ -32,7 +34,7 @@ demo: setup
 	$(BIN)/python benchmarks/demo.py
 
 test: setup setup-browser lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 
 from gid_yolo.engine.checkpoint import no_autoinstall
-from gid_yolo.engine.named_data import check_program
+from gid_yolo.engine.named_data import check_class_count, check_program
 from gid_yolo.engine.unusable import UNUSABLE, check_class_names, reading, reason_of
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.engine.values import check_values
@@ -33,6 +33,7 @@ def read_data(data: Any, split: str, trust: bool = False) -> tuple[Path, dict[st
     path = resolve_data(data)
     if not trust:
         check_program(path, split)
+    check_class_count(path)
     try:
         contents = check_det_dataset(str(path), split=split)
     except UNUSABLE as error:

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gid_yolo._version import __version__
@@ -89,6 +90,8 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
                 raise UserError("resume=True needs the run to go on with: add model=runs/.../weights/last.pt.")
             arguments["resume"] = str(model)
         model = arguments["resume"]
+        if Path(str(model)).is_dir():
+            raise UserError(f"resume={model} is a folder: give the weights/last.pt of the run.")
     for key in ("cfg", "recipe"):
         if mode != "train" and arguments.get(key):
             raise UserError(f"{key}={arguments[key]} is for gid-train: give gid-{mode} its arguments one by one.")

@@ -1,12 +1,17 @@
 """Every test starts from the same seed, on one thread, installs nothing, and has a cache of its own."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["YOLO_AUTOINSTALL"] = "False"
+os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolo-settings-")  # those of the user stay as they are
 
 import pytest
 import torch
 
+atexit.register(shutil.rmtree, os.environ["YOLO_CONFIG_DIR"], ignore_errors=True)
 torch.set_num_threads(1)
 
 

@@ -25,7 +25,7 @@ from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.figure4 import Figure4
 from gid_yolo.engine.gradients import GradientStatistics
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
-from gid_yolo.engine.named_data import check_named, check_program
+from gid_yolo.engine.named_data import check_class_count, check_named, check_program
 from gid_yolo.engine.provenance import digest_of_labels, write_provenance
 from gid_yolo.engine.safe_load import check_file, safely
 from gid_yolo.engine.schedule import override
@@ -43,6 +43,9 @@ _RECORDED = (
 
 # What no resumption changes, or only where the run lies
 _OF_A_START = frozenset({"model", "resume", "save_dir", "project", "name", "exist_ok", "trust"})
+
+# What a resumption takes by itself, so that Ultralytics must not say that it is ignored
+_OURS_TO_RESUME = frozenset({"teacher", "trust", "save_dir"})
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -106,11 +109,13 @@ class DistillationTrainer(WatchedTrainer):
         exists = named and Path(resumed).exists()
         if named and not exists:  # Ultralytics would go on with the latest run
             raise UserError(f"resume={resumed} does not exist: give the last.pt of a run.")
+        if named and Path(resumed).is_dir():
+            raise UserError(f"resume={resumed} is a folder: give the weights/last.pt of the run.")
         if exists and not self.trust:
             check_file(Path(find(str(resumed))), "resume")  # by the name under which it will be opened
         try:
             with safely(self.trust):
-                super().check_resume(overrides)
+                super().check_resume({key: value for key, value in overrides.items() if key not in _OURS_TO_RESUME})
         except FileNotFoundError:  # which Ultralytics makes of every error
             if exists:
                 load_any(resumed, "resume", self.trust)  # which says what it is
@@ -130,6 +135,7 @@ class DistillationTrainer(WatchedTrainer):
         """Ultralytics' data description; a UserError where there is none, or where a program would fetch it."""
         if not self.trust:
             check_program(self.args.data, "val")
+        check_class_count(self.args.data)
         try:
             data = super().get_dataset()
         except RuntimeError as error:

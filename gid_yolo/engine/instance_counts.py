@@ -84,7 +84,7 @@ def draw_counts(path: Path) -> Path | None:
     """
     import matplotlib.pyplot as plt
 
-    rows = read_counts(path)
+    rows = read_or_set_aside(path, read_counts)
     if not rows:
         return None
     iterations, *counts = zip(*rows, strict=True)

@@ -12,6 +12,7 @@ from ultralytics.utils.checks import check_file
 from gid_yolo.engine.unusable import UNUSABLE
 from gid_yolo.errors import UserError, printable
 
+MOST_CLASSES = 100_000
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".txz", ".tbz2")
 
 
@@ -71,6 +72,22 @@ def check_program(data: Any, split: str) -> None:
         ) from None
     except UNUSABLE:
         return
+
+
+def check_class_count(data: Any) -> None:
+    """Refuse a data yaml that claims more classes than can be, before a name is made for each of them.
+
+    Raises:
+        UserError: It does.
+    """
+    try:
+        count = YAML.load(check_file(str(data))).get("nc")
+    except UNUSABLE:
+        return  # whoever reads it next says what is wrong
+    if isinstance(count, int | float) and count > MOST_CLASSES:
+        raise UserError(
+            f"data={data} has nc: {count:.15g}, more classes than the {MOST_CLASSES} that are taken: lower it."
+        )
 
 
 def _is_archive(link: str) -> bool:

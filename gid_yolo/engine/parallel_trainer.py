@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import distributed as dist
@@ -37,6 +39,7 @@ class ParallelTrainer(DetectionTrainer):
         super().__init__(cfg, overrides, _callbacks)
         if LOCAL_RANK == -1:
             return
+        _end_with_a_sentence()
         seed_all(self.args.seed)  # the first weights are those of one process; Ultralytics adds the process's number
         # Ultralytics counts the devices of this machine
         self.world_size = int(os.environ["WORLD_SIZE"])
@@ -79,6 +82,19 @@ class ParallelTrainer(DetectionTrainer):
     def _setup_train(self) -> None:
         with _parallel_on_cpu() if self.device.type == "cpu" else nullcontext():
             super()._setup_train()
+
+
+def _end_with_a_sentence() -> None:
+    """Let a `UserError` end this process, which a launcher started, without a traceback, as the command line does."""
+    other = sys.excepthook
+
+    def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, UserError):
+            print(f"gid train: {error}", file=sys.stderr)
+        else:
+            other(kind, error, trace)
+
+    sys.excepthook = say
 
 
 class _OnCPU(nn.parallel.DistributedDataParallel):

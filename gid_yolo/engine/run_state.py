@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from gid_yolo.engine.side_files import read_or_set_aside
@@ -100,19 +102,36 @@ def strip(path: Path, updates: dict[str, Any]) -> None:
         contents.pop(KEY, None)
         try:
             torch.save(contents, part)
-            strip_optimizer(part, updates=updates)
+            with _unsaid():  # the name of what is being written
+                strip_optimizer(part, updates=updates)
         except RuntimeError as error:  # torch.save does not say why
             raise OSError(f"{path.name} could not be written anew: {' '.join(str(error).split())[:100]}") from error
 
 
+@contextlib.contextmanager
+def _unsaid() -> Iterator[None]:
+    """Log nothing of Ultralytics' meanwhile but warnings."""
+    level = LOGGER.level
+    LOGGER.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
+
+
 def _rows_of(path: Path) -> list[list[str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))
+        rows = list(csv.reader(file))
+    if not rows or rows[0][:1] != ["epoch"]:
+        raise ValueError(f"its first line is {','.join(rows[0]) if rows else 'missing'}")
+    return rows
 
 
 def forget_epochs(path: Path, first: int) -> None:
     """Take the rows of epochs from `first` on (from 0) out of `results.csv`: they are about to be written again."""
     if not path.is_file():
+        if first:
+            LOGGER.warning(f"{path} is gone: it begins anew with epoch {first + 1}.")
         return
     rows = read_or_set_aside(path, _rows_of) or []
     kept = rows[:1] + [row for row in rows[1:] if row and row[0].strip().isdigit() and int(row[0]) <= first]

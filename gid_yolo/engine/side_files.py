@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -22,8 +24,9 @@ def read_or_set_aside(path: Path, read: Callable[[Path], _T]) -> _T | None:
         return None
     try:
         return read(path)
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:  # of files that are not as written
-        aside = path.with_name(f"{path.name}.damaged")
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, csv.Error) as error:  # not as it was written
+        names = (path.with_name(f"{path.name}.damaged{i or ''}") for i in itertools.count())
+        aside = next(name for name in names if not name.exists())
         path.replace(aside)
         LOGGER.warning(f"{path} is damaged ({printable(error)}): it is begun anew, what it held is in {aside.name}.")
         return None

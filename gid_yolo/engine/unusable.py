@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ultralytics.data.utils import check_image, img2label_paths
+from ultralytics.data import base, utils
+from ultralytics.data.utils import img2label_paths
 from ultralytics.utils import LOGGER, remove_colorstr
 
 from gid_yolo.data.labels import label_problems
@@ -28,7 +31,7 @@ def reading(data: Any, split: str) -> Iterator[None]:
         UserError: Why there are none, in place of Ultralytics' errors.
     """
     try:
-        with own_label_caches():
+        with own_label_caches(), images_unchanged():
             yield
     except UserError:
         raise
@@ -36,10 +39,39 @@ def reading(data: Any, split: str) -> Iterator[None]:
         raise UserError(f"split={split} of data={data} cannot be read: {reason_of(error)}") from error
 
 
+@contextlib.contextmanager
+def images_unchanged() -> Iterator[None]:
+    """Let Ultralytics check images meanwhile without writing one, and only those that are files.
+
+    It would replace a JPEG whose last bytes are not its end, where the folder can be written, by one that it encodes
+    anew, and leave it out elsewhere; a pipe it would wait for. Here the image is decoded all the same, so that one that
+    is cut off is left out, and stays as it is.
+    """
+    check, replace, speeds = utils.check_image, utils._replace_image, base.check_file_speeds
+
+    def check_file(file: str) -> tuple[str, tuple[int, int]]:
+        if not Path(file).is_file():
+            raise OSError("it is no file")
+        message, shape = check(file)
+        return message and f"{file}: bytes follow the JPEG's end; it is read as it is", shape
+
+    def check_speeds(files: list[str], **kwargs: Any) -> None:
+        sample = random.sample(files, min(len(files), 5))  # of which it would read five
+        speeds([file for file in sample if Path(file).is_file()], **kwargs)
+
+    utils.check_image, base.check_file_speeds = check_file, check_speeds
+    utils._replace_image = lambda file, write: write(io.BytesIO())
+    try:
+        yield
+    finally:
+        utils.check_image, utils._replace_image, base.check_file_speeds = check, replace, speeds
+
+
 def reason_of(error: BaseException) -> str:
     """What an error of Ultralytics' says, in a line."""
     error = error.__cause__ or error  # Ultralytics says less in the error that it makes of another
-    return printable(remove_colorstr(str(error)).replace("\N{CROSS MARK}", ""), 300).rstrip(".") + "."
+    text = remove_colorstr(str(error)).replace("\N{CROSS MARK}", "").strip()
+    return printable(text or type(error).__name__, 300).rstrip(".") + "."
 
 
 def check_class_names(names: Any, data: Any) -> None:
@@ -53,6 +85,7 @@ def check_class_names(names: Any, data: Any) -> None:
             raise UserError(f"class {index} of data={data} is called {ascii(name)[:80]}: leave control characters out.")
 
 
+@images_unchanged()
 def tell_unusable(images: Any, classes: int | None) -> int:
     """Log which images of a split are not used, and which are used without their labels, and why.
 
@@ -80,14 +113,14 @@ def tell_unusable(images: Any, classes: int | None) -> int:
 
 def _first(reasons: Iterable[str]) -> list[str]:
     """As many as are read, and how many more there are."""
-    lines = list(reasons)
+    lines = [printable(reason, 400) for reason in reasons]
     return lines[:MOST] + [f"... and {len(lines) - MOST} more"] * (len(lines) > MOST)
 
 
 def _reasons(image: str, classes: int | None) -> list[str]:
     """Why Ultralytics left an image out: by its own check of the file, or else line by line of the labels."""
     try:
-        check_image(image)
+        utils.check_image(image)
     except Exception as error:  # of any reader of images: Ultralytics takes them all for a reason
         return [f"{image}: the image cannot be read ({reason_of(error).rstrip('.')})"]
     (label,) = img2label_paths([image])
@@ -100,7 +133,8 @@ def _label_missed(image: str) -> str | None:
     if label.is_file():
         return None
     if os.path.lexists(label):
-        return f"{label}: it is {'a folder' if label.is_dir() else 'a link to nothing'}, not a file of labels"
+        what = "a folder" if label.is_dir() else "no file" if label.exists() else "a link to nothing"
+        return f"{label}: it is {what}, so it holds no labels"
     for other in (label.with_suffix(".TXT"), label.with_suffix(".Txt")):
         if other.is_file():
             return f"{other}: it must be called {label.name} to be read"

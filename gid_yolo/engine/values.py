@@ -35,6 +35,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "compile": (True, False, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "trust": (True, False),
 }
+_NAMES = ("project", "name")  # Ultralytics makes a text of a number
 _TEXTS = ("cfg", "recipe", "data", "teacher", "save_dir", "backbone")
 
 
@@ -48,6 +49,12 @@ def check_texts(args: Mapping[str, Any]) -> None:
         value = args.get(key)
         if value is not None and not isinstance(value, str | Path):
             raise UserError(f"{key}={value} must be a text.")
+    for key in _NAMES:
+        value = args.get(key)
+        if value is not None and not (isinstance(value, str | Path) or _is_number(value)):
+            raise UserError(f"{key}={value} must be a text.")
+    if ".." in Path(str(args.get("name") or "")).parts:
+        raise UserError(f"name={args['name']} leads out of the runs' folder: give project= another one.")
     if not isinstance(value := args.get("pretrained") or False, str | Path | bool):
         raise UserError(f"pretrained={value} must be a file, True or False.")
 

@@ -1,5 +1,7 @@
 """Every mistake a user can make gets one clear sentence, exit status 2, and no traceback."""
 
+import re
+
 import pytest
 import torch
 from engine_helpers import write_data
@@ -8,6 +10,8 @@ from gid_yolo.cfg import MODELS_DIR
 from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.errors import UserError
 
 FAST = ["epochs=1", "imgsz=64", "batch=4", "plots=False", "teacher_min_ap=0"]
 
@@ -47,6 +51,7 @@ def test_a_word_that_is_no_argument(capsys):
         ("recipe=[1]", "recipe=[1] must be a text"),
         ("data=[1]", "data=[1] must be a text"),
         ("teacher=1", "teacher=1 must be a text"),
+        ("name=../../up", "name=../../up leads out of the runs' folder: give project= another one"),
         ("optimizer=foo", "optimizer=foo is unknown: "),
         ("augmentations=[1]", "augmentations=[1] must be a list of Albumentations"),
         ("workers=-1", "workers=-1 must be a whole number of at least 0"),
@@ -277,6 +282,28 @@ def test_a_place_that_cannot_be_written(capsys, tmp_path, data):
     )
     for place, reason in (("/proc/none", "No such file or directory"), (tmp_path / ("x" * 300), "File name too long")):
         assert f"cannot be used ({reason}): give another place" in sentence(capsys, *words, f"project={place}")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("name: [1]", "name=[1] must be a text"),
+        ("project: [a]", "project=['a'] must be a text"),
+        ("name: ../../up", "name=../../up leads out of the runs' folder"),
+    ],
+)
+def test_a_file_of_arguments_names_its_run_by_a_text(capsys, tmp_path, data, line, says):
+    (tmp_path / "args.yaml").write_text(f"{line}\ndata: {data}\nmodel: retina_nano\n")
+    assert says in sentence(capsys, "train", f"cfg={tmp_path / 'args.yaml'}", *FAST)
+
+
+def test_a_run_is_resumed_by_its_checkpoint(capsys, tmp_path):
+    (tmp_path / "run.pt").mkdir()
+    for run in (tmp_path, tmp_path / "run.pt"):
+        says = f"resume={run} is a folder: give the weights/last.pt of the run"
+        assert says in sentence(capsys, "train", "resume=True", f"model={run}")
+        with pytest.raises(UserError, match=re.escape(says)):
+            GIDTrainer(overrides={"model": str(run), "resume": str(run)})
 
 
 @pytest.mark.parametrize("batch", ["-1", "0.7", "2.0", "0"])

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -58,6 +59,58 @@ def test_nothing_is_written_beside_the_images(own, teacher, way):
     before = everything(own.parent)
     WAYS[way](own, teacher)
     assert everything(own.parent) == before
+
+
+def as_jpeg(file: Path, tail: bytes = b"", cut: int | None = None) -> Path:
+    """The first training image as a JPEG, with bytes behind its end, or cut off."""
+    image = file.parent / "images" / "train" / "0.png"
+    encoded = cv2.imencode(".jpg", cv2.imread(str(image)))[1].tobytes()
+    image.unlink()
+    image.with_suffix(".jpg").write_bytes(encoded[:cut] + tail)
+    return image.with_suffix(".jpg")
+
+
+@pytest.mark.parametrize("way", ["train", "int8"])
+def test_a_jpeg_with_bytes_behind_its_end_is_used_as_it_is(own, teacher, way):
+    as_jpeg(own, tail=b"x")
+    before = everything(own.parent)
+    WAYS[way](own, teacher)
+    assert everything(own.parent) == before
+
+
+def test_a_jpeg_that_is_cut_off_is_left_out_as_it_is(own, monkeypatch):
+    image, said = as_jpeg(own, cut=-300), []
+    monkeypatch.setattr("gid_yolo.engine.unusable.LOGGER.warning", said.append)
+    before = everything(own.parent)
+    WAYS["trainer"](own, None)
+    assert everything(own.parent) == before
+    assert f"images left out: 1\n{image}: the image cannot be read (" in said[0]
+
+
+def test_what_is_no_file_is_left_out(own, monkeypatch):
+    pipe, label = own.parent / "images" / "train" / "pipe.png", own.parent / "labels" / "train" / "0.txt"
+    label.unlink()
+    said = []
+    monkeypatch.setattr("gid_yolo.engine.unusable.LOGGER.warning", said.append)
+    for path in (pipe, label):
+        os.mkfifo(path)  # whoever opens it waits
+    WAYS["trainer"](own, None)
+    assert f"{pipe}: the image cannot be read (it is no file)" in said[0]
+    assert f"{label}: it is no file, so it holds no labels" in said[0]
+
+
+def test_a_name_that_moves_a_terminal_is_printed_without(own, monkeypatch):
+    said = []
+    monkeypatch.setattr("gid_yolo.engine.unusable.LOGGER.warning", said.append)
+    (own.parent / "images" / "train" / "a\x1b[31m\nb.png").write_bytes(b"")
+    WAYS["trainer"](own, None)
+    assert "a?[31m b.png: the image cannot be read" in said[0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_more_classes_than_can_be_are_refused(own, teacher, way):
+    with pytest.raises(UserError, match="has nc: 100000000, more classes than the 100000 that are taken"):
+        WAYS[way](changed(own, nc=10**8, names=None), teacher)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,5 +1,6 @@
 """Two processes on the CPU train what one trains."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -7,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from engine_helpers import FAST, write_data
+from ultralytics.utils.dist import generate_ddp_file
 
 from gid_yolo.engine.checkpoint import load_any, load_model
 from gid_yolo.engine.run_state import KEY
+from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.ops.processes import shared_count
 
 SCRIPT = Path(__file__).with_name("one_process.py")
@@ -106,8 +110,8 @@ def test_a_process_that_dies_leaves_a_checkpoint(tmp_path, settings):
 def test_a_nan_of_one_process_is_traced_by_it_and_stops_all_in_the_first_epoch(tmp_path, settings):
     done = train(tmp_path / "run", 2, {**settings, "model": "retina_nano"}, "nan", "0")
     assert done.returncode != 0
-    assert "UserError: the student predicted NaN or infinite values in epoch 1" in done.stderr  # whoever says it
-    assert "UserError: the gradient" not in done.stderr
+    assert "gid train: the student predicted NaN or infinite values in epoch 1" in done.stderr  # whoever says it
+    assert "gid train: the gradient" not in done.stderr
     first, second = (json.loads(path.read_text())["events"] for path in sorted((tmp_path / "run").rglob("nonfinite*")))
     assert second[0]["not_finite"]["inputs"] == ["student features", "student predictions"]
     assert first[0]["not_finite"]["inputs"] == first[0]["not_finite"]["terms"] == []
@@ -131,7 +135,23 @@ def test_a_nan_of_one_process_is_recovered_from_by_all(tmp_path, settings):
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, settings):
     done = train(tmp_path / "run", 2, {**settings, "model": "retina_nano", "batch": 3})
     assert done.returncode != 0
-    assert "batch=3 must be a multiple of the 2 processes" in done.stderr
+    assert "gid train: batch=3 must be a multiple of the 2 processes" in done.stderr
+    assert "UserError" not in done.stderr
+
+
+def test_our_arguments_reach_the_processes_of_ultralytics_launcher(tmp_path, settings, teachers):
+    own = {"model": "retina_nano", "teacher": str(teachers("retina_nano")), "gid_feature": 3.0, "gradients": 2}
+    trainer = GIDTrainer(overrides={**settings, **own, "epochs": 1, "save_dir": str(tmp_path / "run")})
+    script = generate_ddp_file(trainer)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    args = yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())
+    assert {key: args[key] for key in own} == own
+    with (tmp_path / "run" / "gradients.csv").open() as file:
+        noted = list(csv.DictReader(file))
+    assert {row["iteration"] for row in noted} == {"1", "3"}
+    assert {"feat_loss", "rel_loss", "resp_loss"} < {row["term"] for row in noted}
 
 
 def test_a_count_of_one_process():

@@ -11,7 +11,7 @@ import pytest
 import torch
 import ultralytics
 import yaml
-from engine_helpers import FAST, train_one_epoch, write_data
+from engine_helpers import FAST, Interrupted, train_one_epoch, write_data
 from ultralytics.utils import LOGGER
 
 from gid_yolo.cli import main
@@ -173,19 +173,36 @@ def test_what_a_resumption_changes_is_written_and_said(tmp_path, monkeypatch):
     assert [start["changed_arguments"] for start in starts] == [{}, {"patience": 7}, {}]
 
 
-@pytest.mark.parametrize("contents", ["", "[", "[]", '{"starts": [1]}', '{"events": 3}', "a,b\n1\n", "\x00"])
+@pytest.mark.parametrize("contents", ["", "[", "[]", '{"starts": [1]}', '{"events": 3}', "a,b\n1\n", "\x00" * 200_000])
 def test_damaged_files_of_a_run_end_no_resumption(tmp_path, data, teacher, contents):
     arguments = {**FAST, "epochs": 2, "model": "retina_nano", "data": str(data), "teacher": str(teacher)}
     trainer = GIDTrainer(overrides={**arguments, "save_dir": str(tmp_path / "run"), "gradients": 1})
     train_one_epoch(trainer)
-    names = ("run.json", "nonfinite.json", "gradients.csv", "gi_types.csv")
+    names = ("run.json", "nonfinite.json", "gradients.csv", "gi_types.csv", "results.csv")
     for name in names:
         (tmp_path / "run" / name).write_text(contents)
+        (tmp_path / "run" / f"{name}.damaged").write_text("of another time")
     GIDTrainer(overrides={"model": str(trainer.last), "resume": str(trainer.last)}).train()
     for name in names:
-        aside = tmp_path / "run" / f"{name}.damaged"
-        assert aside.read_text() == contents
+        assert (tmp_path / "run" / f"{name}.damaged").read_text() == "of another time"
+        assert (tmp_path / "run" / f"{name}.damaged1").read_text() == contents
     assert len(json.loads((tmp_path / "run" / "run.json").read_text())["starts"]) == 1
+
+
+def test_a_damaged_file_does_not_end_a_final_evaluation(tmp_path, data, teacher):
+    arguments = {**FAST, "model": "retina_nano", "data": str(data), "teacher": str(teacher), "plots": True}
+    trainer = GIDTrainer(overrides={**arguments, "save_dir": str(tmp_path / "run")})
+
+    def stop() -> None:
+        raise Interrupted
+
+    trainer.final_eval = stop
+    with pytest.raises(Interrupted):
+        trainer.train()
+    (tmp_path / "run" / "gi_types.csv").write_bytes(bytes(2000))
+    GIDTrainer(overrides={"model": str(trainer.last), "resume": str(trainer.last)}).train()
+    assert (tmp_path / "run" / "gi_types.csv.damaged").read_bytes() == bytes(2000)
+    assert (tmp_path / "run" / "coco_metrics.json").is_file()
 
 
 def test_a_file_of_arguments_does_not_overwrite_its_run(tmp_path, data):

@@ -72,6 +72,20 @@ def test_a_run_killed_ten_times_ends_as_if_it_had_not_been(settings, whole, tmp_
     equal_runs(whole, tmp_path / "run")
 
 
+def test_a_run_killed_in_ten_writes_ends_as_if_it_had_not_been(settings, whole, tmp_path):
+    overrides = tmp_path / "overrides.json"
+    overrides.write_text(json.dumps({**settings, "save_dir": str(tmp_path / "run")}))
+    script = Path(__file__).with_name("die_writing.py")
+    command = [sys.executable, str(script), str(overrides), str(KILLS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert len(report["torn"]) == KILLS
+    assert {"best.pt", "last.pt"} < set(report["torn"])  # a checkpoint was half written, and others of the run's files
+    assert report["files"] == ["best.pt", "epoch0.pt", "epoch10.pt", "epoch5.pt", "last.pt"]
+    equal_runs(whole, tmp_path / "run")
+
+
 def resume(path, **overrides):
     trainer = GIDTrainer(overrides={"model": str(path), "resume": str(path), **overrides})
     trainer.train()

@@ -196,6 +196,21 @@ def test_an_interrupted_run_resumes_with_its_teacher_and_adaptation(data, teache
     assert [row["epoch"] for row in results(again)] == [1, 2, 3]
 
 
+def test_a_teacher_that_was_moved_is_named_to_a_resumption(data, teacher, tmp_path, monkeypatch):
+    first, said = tmp_path / "teacher.pt", []
+    first.write_bytes(teacher.read_bytes())
+    arguments = {"model": "retina_nano", **FAST, "data": str(data), "epochs": 2}
+    trainer = GIDTrainer(overrides={**arguments, "teacher": str(first)})
+    train_one_epoch(trainer)
+    moved = first.rename(tmp_path / "moved.pt")
+    monkeypatch.setattr("ultralytics.engine.trainer.LOGGER.warning", lambda text, *_: said.append(str(text)))
+    resumed = {"model": str(trainer.last), "resume": str(trainer.last)}
+    GIDTrainer(overrides={**resumed, "teacher": str(moved), "lr0": 1.0}).train()
+    assert [text for text in said if "ignores" in text] == [
+        "Resume ignores ['lr0'], using checkpoint values. Start a new run to change them."
+    ]
+
+
 def test_resuming_with_another_teacher_file_is_refused(data, teacher, tmp_path):
     moved = tmp_path / "teacher.pt"
     moved.write_bytes(teacher.read_bytes())

@@ -122,8 +122,8 @@ def test_a_label_file_that_is_not_found_is_no_empty_one(tmp_path, said):
     assert tell_unusable(opened(tmp_path), 2) == 0  # 3.png has none, and is a background
     assert said == [
         "images used as if they showed no object: 3",
-        f"{labels / '0.txt'}: it is a folder, not a file of labels",
-        f"{labels / '1.txt'}: it is a link to nothing, not a file of labels",
+        f"{labels / '0.txt'}: it is a folder, so it holds no labels",
+        f"{labels / '1.txt'}: it is a link to nothing, so it holds no labels",
         f"{labels / '2.TXT'}: it must be called 2.txt to be read",
     ]
 
