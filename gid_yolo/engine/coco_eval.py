@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -14,19 +16,35 @@ from pycocotools.cocoeval import COCOeval
 COLUMNS = ("mAP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "mAR", "AR_S", "AR_M", "AR_L")
 # Where COCOeval.summarize() puts them in its `stats`; mAR is AR at 100 detections an image
 _STATS = dict(zip(COLUMNS, (0, 1, 2, 3, 4, 5, 8, 9, 10, 11), strict=True))
+CHUNK = 100  # images that a process of its own evaluates while the next ones are predicted
+_ALL = 10**9  # detections
+
+Image = tuple[np.ndarray, ...]  # as `CocoAccumulator.add` takes it
+Evaluated = list[dict[str, np.ndarray] | None]  # by class and range of area
 
 
-@dataclass
 class CocoAccumulator:
-    """Collects ground truth and detections image by image, then evaluates them.
+    """Collects ground truth and detections image by image, and evaluates them.
 
     Areas of objects are those of their boxes (labels carry no masks), in pixels of the original image; small, medium
     and large are COCO's, divided at 32 x 32 and 96 x 96 px.
+
+    Args:
+        num_classes: Classes C.
+        beside: Evaluate in a process of its own, `CHUNK` images at a time, while others are added.
+
+    Attributes:
+        count: Images so far.
     """
 
-    images: list[dict] = field(default_factory=list)
-    annotations: list[dict] = field(default_factory=list)
-    detections: list[dict] = field(default_factory=list)
+    def __init__(self, num_classes: int, *, beside: bool = False) -> None:
+        self.num_classes = num_classes
+        self.beside = beside and "fork" in multiprocessing.get_all_start_methods()
+        self.count = 0
+        self._images: list[Image] = []  # not evaluated yet
+        self._chunks: list[Future[Evaluated]] = []
+        self._pool: ProcessPoolExecutor | None = None
+        self._has_objects = False
 
     def add(
         self,
@@ -45,65 +63,102 @@ class CocoAccumulator:
             scores: (N,).
             classes: (N,).
         """
-        image = len(self.images) + 1
-        self.images.append({"id": image})
-        for box, label in zip(_xyxy_to_ltwh(true_boxes), true_classes, strict=True):
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1,
-                    "image_id": image,
-                    "category_id": int(label),
-                    "bbox": box.tolist(),
-                    "area": float(box[2] * box[3]),
-                    "iscrowd": 0,
-                }
-            )
-        for box, score, label in zip(_xyxy_to_ltwh(boxes), scores, classes, strict=True):
-            self.detections.append(
-                {"image_id": image, "category_id": int(label), "bbox": box.tolist(), "score": float(score)}
-            )
+        self.count += 1
+        self._has_objects |= len(true_classes) > 0
+        self._images.append((true_boxes, true_classes, boxes, scores, classes))
+        if self.beside and len(self._images) == CHUNK:
+            # A fork, as a loader's workers are: it needs nothing but NumPy, and never touches a GPU
+            context = multiprocessing.get_context("fork")
+            self._pool = self._pool or ProcessPoolExecutor(1, mp_context=context)
+            self._chunks.append(self._pool.submit(evaluate, self._images, self.num_classes))
+            self._images = []
 
     @classmethod
     def merged(cls, parts: Sequence[CocoAccumulator]) -> CocoAccumulator:
-        """All images of several accumulators, numbered anew."""
-        whole = cls()
+        """All images of several accumulators, of which none evaluates beside."""
+        whole = cls(parts[0].num_classes)
         for part in parts:
-            first = len(whole.images)
-            whole.images += [{"id": first + row["id"]} for row in part.images]
-            for row in part.annotations:
-                number = len(whole.annotations) + 1
-                whole.annotations.append({**row, "id": number, "image_id": first + row["image_id"]})
-            whole.detections += [{**row, "image_id": first + row["image_id"]} for row in part.detections]
+            for image in part._images:
+                whole.add(*image)
         return whole
 
-    def columns(self, num_classes: int) -> dict[str, float]:
-        """The ten columns in percent; -1 for a size range without objects, as in pycocotools."""
-        truth = COCO()
-        truth.dataset = {
-            "info": {},
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": [{"id": i, "name": str(i)} for i in range(num_classes)],
-        }
-        if not self.annotations:
+    def columns(self) -> dict[str, float]:
+        """The ten columns in percent, once all images are there; -1 for a size range without objects, as pycocotools.
+
+        Every mean is pycocotools' own, to the last bit: what it accumulates lies in the order of the images whether an
+        entry is of one of them or of a chunk.
+        """
+        evaluation = COCOeval(iouType="bbox")
+        chunks = [chunk.result() for chunk in self._chunks]
+        chunks += [evaluate(self._images, self.num_classes)] if self._images else []
+        if self._pool:
+            self._pool.shutdown()
+            self._pool = None
+        if not self._has_objects:
             return dict.fromkeys(COLUMNS, -1.0)
+        evaluation.params.catIds, evaluation.params.imgIds = list(range(self.num_classes)), list(range(len(chunks)))
+        evaluation._paramsEval = evaluation.params
+        evaluation.evalImgs = [entry for entries in zip(*chunks, strict=True) for entry in entries]
+        limits = evaluation.params.maxDets
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
-            truth.createIndex()
-            found = truth.loadRes(self.detections) if self.detections else COCO()
-            evaluation = COCOeval(truth, found, "bbox")
-            evaluation.evaluate()
+            # An image's detections were limited when it was evaluated; AR at 1 and at 10 of them are no columns
+            evaluation.params.maxDets = [*limits[:2], _ALL]
             evaluation.accumulate()
+            evaluation.params.maxDets = limits
             evaluation.summarize()
         return {name: _percent(evaluation.stats[i]) for name, i in _STATS.items()}
+
+
+def evaluate(images: Sequence[Image], num_classes: int) -> Evaluated:
+    """What pycocotools accumulates, of some images together: for each class, and in it for each range of area.
+
+    Returns:
+        C * A entries of scores (D,), matches (T, D), ignored detections (T, D) and ignored objects (G,), in the order
+        of the images; None where there is neither object nor detection.
+    """
+    truth, found = COCO(), COCO()
+    annotations: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
+    for image, (true_boxes, true_classes, boxes, scores, classes) in enumerate(images):
+        for box, label in zip(_xyxy_to_ltwh(true_boxes), true_classes, strict=True):
+            row = {"id": len(annotations) + 1, "image_id": image, "category_id": int(label), "iscrowd": 0}
+            annotations.append({**row, "bbox": box, "area": box[2] * box[3]})
+        for box, score, label in zip(_xyxy_to_ltwh(boxes), scores.tolist(), classes, strict=True):
+            detections.append({"image_id": image, "category_id": int(label), "bbox": box, "score": score})
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": image} for image in range(len(images))],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": str(i)} for i in range(num_classes)],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(detections) if detections else found, "bbox")
+        evaluation.evaluate()
+    found_by_image = evaluation.evalImgs  # class by class, range by range, image by image
+    rows = [found_by_image[i : i + len(images)] for i in range(0, len(found_by_image), len(images))]
+    return [_joined([entry for entry in row if entry is not None]) for row in rows]
+
+
+def _joined(entries: list[dict[str, Any]]) -> dict[str, np.ndarray] | None:
+    """The entries of several images as one."""
+    if not entries:
+        return None
+    return {
+        "dtScores": np.concatenate([entry["dtScores"] for entry in entries]),
+        "dtMatches": np.concatenate([entry["dtMatches"] for entry in entries], axis=1) != 0,  # numbers from 1 on
+        "dtIgnore": np.concatenate([entry["dtIgnore"] for entry in entries], axis=1),
+        "gtIgnore": np.concatenate([entry["gtIgnore"] for entry in entries]),
+    }
 
 
 def _percent(value: float) -> float:
     return round(100 * float(value), 4) if value >= 0 else -1.0
 
 
-def _xyxy_to_ltwh(boxes: np.ndarray) -> np.ndarray:
+def _xyxy_to_ltwh(boxes: np.ndarray) -> list[list[float]]:
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
 
 
 def format_row(columns: dict[str, float], name: str = "") -> str:

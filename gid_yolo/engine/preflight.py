@@ -159,7 +159,8 @@ def _mapping(teacher: DetectionModel, student: DetectionModel, shared: SharedCla
 @torch.no_grad()
 def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) -> tuple[dict[str, float], int]:
     """The paper's ten columns of the teacher on the first `teacher_sample` validation images, and their number."""
-    accumulator, validator, device = CocoAccumulator(), trainer.validator, trainer.device
+    accumulator = CocoAccumulator(model.student_model.nc)
+    validator, device = trainer.validator, trainer.device
     teacher = distillable(model.teacher_model)
     validator.device, validator.end2end = device, teacher.end2end
     # The student's class of each of the teacher's, -1 where it has none; objects that the teacher cannot know are no
@@ -188,11 +189,11 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
                     labels[kept],
                 )
                 accumulator.add(*(x.float().cpu().numpy() for x in arrays))
-            if len(accumulator.images) >= trainer.args.teacher_sample:
+            if accumulator.count >= trainer.args.teacher_sample:
                 break
     if hasattr(trainer.test_loader, "reset"):
         trainer.test_loader.reset()  # its workers would go on in the middle of the set
-    return accumulator.columns(model.student_model.nc), len(accumulator.images)
+    return accumulator.columns(), accumulator.count
 
 
 class FirstStep:

@@ -28,7 +28,7 @@ class GIDValidator(DetectionValidator):
         args = ultralytics_args(args if isinstance(args, dict) else vars(args)) if args is not None else None
         super().__init__(dataloader, save_dir, args, _callbacks)
         self.columns: dict[str, float] | None = None
-        self.coco = CocoAccumulator()
+        self.coco = CocoAccumulator(0)
         self.limits = contextlib.ExitStack()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -51,7 +51,8 @@ class GIDValidator(DetectionValidator):
         """Start empty; the model is loaded by now."""
         ultralytics_validator.RANK = RANK
         super().init_metrics(model)
-        self.columns, self.coco = None, CocoAccumulator()
+        # Of several processes the first one evaluates all images, at the end
+        self.columns, self.coco = None, CocoAccumulator(self.nc, beside=RANK == -1 and not self.training)
         network = model.model if getattr(model, "format", None) == "pt" else model
         args = self.args
         self.limits.enter_context(limited(network, conf=args.conf, iou=args.iou, max_det=args.max_det))
@@ -84,7 +85,7 @@ class GIDValidator(DetectionValidator):
         super().print_results()
         if self.training:
             return
-        self.columns = self.coco.columns(self.nc)
+        self.columns = self.coco.columns()
         LOGGER.info(format_row(self.columns, str(self.args.split)))
         path = self.save_dir / "coco_metrics.json"
         path.write_text(json.dumps({"split": self.args.split, "images": self.seen, **self.columns}, indent=2) + "\n")

@@ -7,6 +7,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from gid_yolo.engine import coco_eval
 from gid_yolo.engine.coco_eval import COLUMNS, CocoAccumulator, format_row
 
 
@@ -26,7 +27,7 @@ def random_images(rng, images=12, classes=3):
 
 
 def test_columns_equal_pycocotools_on_the_same_json(tmp_path):
-    accumulator, images, annotations, detections = CocoAccumulator(), [], [], []
+    accumulator, images, annotations, detections = CocoAccumulator(3), [], [], []
     for i, (truth, labels, found, scores, found_labels) in enumerate(random_images(np.random.default_rng(3)), 1):
         accumulator.add(truth, labels, found, scores, found_labels)
         images.append({"id": i})
@@ -50,34 +51,95 @@ def test_columns_equal_pycocotools_on_the_same_json(tmp_path):
     evaluation.summarize()
     s = evaluation.stats  # AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl
     expected = [s[0], s[1], s[2], s[3], s[4], s[5], s[8], s[9], s[10], s[11]]
-    assert list(accumulator.columns(3).values()) == pytest.approx([100 * v for v in expected], abs=1e-3)
+    assert list(accumulator.columns().values()) == pytest.approx([100 * v for v in expected], abs=1e-3)
     assert len({round(v, 6) for v in expected}) == len(COLUMNS)  # so that a mixed-up column would show
+
+
+def crowded_images(rng, images, classes, objects, detections):
+    """Corners, sizes and scores of few values, so that overlaps, areas and scores are often equal to others'."""
+
+    def boxes(count):
+        corner = rng.integers(0, 12, (count, 2)) * 8
+        size = rng.choice([0, 8, 16, 24, 32, 64, 96, 128], (count, 2), p=[0.02, *[0.14] * 7])
+        return np.concatenate([corner, corner + size], axis=1).astype(np.float32)
+
+    for _ in range(images):
+        m, n = int(rng.integers(0, objects + 1)), int(rng.integers(0, detections + 1))
+        truth, found = boxes(m), boxes(n)
+        near = rng.random(n) < 0.7 if m else np.zeros(n, bool)
+        of = rng.integers(0, max(m, 1), n)[near]
+        found[near] = truth[of] + rng.integers(-1, 2, (near.sum(), 4)) * 4
+        labels, found_labels = rng.integers(0, classes, m), rng.integers(0, classes, n)
+        found_labels[near] = labels[of]
+        yield truth, labels, found, rng.integers(1, 20, n).astype(np.float32) / 20, found_labels
+
+
+def plain_columns(images, classes):
+    """pycocotools over all images at once, through its own interface."""
+    stats = evaluate_plainly(images, classes).stats
+    return [round(100 * s, 4) if s >= 0 else -1 for s in stats[[0, 1, 2, 3, 4, 5, 8, 9, 10, 11]].tolist()]
+
+
+def evaluate_plainly(images, classes):
+    numbers, objects, detections = [], [], []
+    for i, (true_boxes, true_classes, boxes, scores, found_classes) in enumerate(images, 1):
+        numbers.append({"id": i})
+        for (x1, y1, x2, y2), c in zip(true_boxes.astype(float).tolist(), true_classes.tolist(), strict=True):
+            row = {"id": len(objects) + 1, "image_id": i, "category_id": int(c), "iscrowd": 0}
+            objects.append({**row, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+        found = zip(boxes.astype(float).tolist(), scores.tolist(), found_classes.tolist(), strict=True)
+        for (x1, y1, x2, y2), s, c in found:
+            row = {"image_id": i, "category_id": int(c), "score": s}
+            detections.append({**row, "bbox": [x1, y1, x2 - x1, y2 - y1]})
+    truth = COCO()
+    truth.dataset = {"info": {}, "images": numbers, "annotations": objects}
+    truth.dataset["categories"] = [{"id": c, "name": str(c)} for c in range(classes)]
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth.loadRes(detections) if detections else COCO(), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize(("seed", "detections"), [(0, 20), (1, 40), (2, 0), (3, 300)])
+def test_what_a_process_evaluates_beside_is_pycocotools(monkeypatch, chunk, seed, detections):
+    monkeypatch.setattr(coco_eval, "CHUNK", chunk)
+    images = list(crowded_images(np.random.default_rng(seed), 14, 3, 8, detections))
+    images.append((np.array([[0.0, 0, 40, 40]]), np.array([0]), np.zeros((0, 4)), np.zeros(0), np.zeros(0)))
+    accumulator = CocoAccumulator(4, beside=True)  # of the last class there is nothing
+    for image in images:
+        accumulator.add(*image)
+    assert list(accumulator.columns().values()) == plain_columns(images, 4)
+    assert accumulator.count == 15
 
 
 def test_accumulators_of_two_processes_merge_to_that_of_one():
     images = list(random_images(np.random.default_rng(5)))
-    one, first, second = CocoAccumulator(), CocoAccumulator(), CocoAccumulator()
+    first, second = CocoAccumulator(3), CocoAccumulator(3)
     for i, image in enumerate(images):
-        one.add(*image)
         (first if i < 5 else second).add(*image)
-    assert CocoAccumulator.merged([first, second]) == one
+    merged = CocoAccumulator.merged([first, second])
+    assert merged.count == len(images)
+    assert list(merged.columns().values()) == plain_columns(images, 3)
 
 
 def test_perfect_detections_and_absent_sizes():
-    accumulator = CocoAccumulator()
+    accumulator = CocoAccumulator(2)
     box = np.array([[10.0, 10, 60, 60]])  # 2500 px², medium
     accumulator.add(box, np.array([0]), box, np.array([0.9]), np.array([0]))
-    columns = accumulator.columns(2)
+    columns = accumulator.columns()
     assert columns["mAP"] == columns["AP_M"] == columns["mAR"] == 100
     assert columns["AP_S"] == columns["AP_L"] == -1
     assert format_row(columns, "val").splitlines()[1].split()[4] == "-"
 
 
 def test_no_detections_and_no_objects():
-    accumulator = CocoAccumulator()
+    accumulator = CocoAccumulator(1)
     empty = np.zeros((0, 4)), np.zeros(0), np.zeros(0)
     accumulator.add(np.array([[10.0, 10, 60, 60]]), np.array([0]), *empty)
-    assert accumulator.columns(1)["mAP"] == 0
-    nothing = CocoAccumulator()
+    assert accumulator.columns()["mAP"] == 0
+    nothing = CocoAccumulator(1)
     nothing.add(np.zeros((0, 4)), np.zeros(0), *empty)
-    assert nothing.columns(1)["mAP"] == -1
+    assert nothing.columns()["mAP"] == -1
