@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from timm.layers import FrozenBatchNormAct2d
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
@@ -78,6 +78,6 @@ def normed_convolutions(body: nn.Module, norms: Any) -> list[tuple[nn.Module, st
     for parent in body.modules():
         for (conv_name, conv), (norm_name, norm) in pairwise(parent.named_children()):
             follows = isinstance(conv, nn.Conv2d) and isinstance(norm, norms)
-            if follows and conv.out_channels == len(norm.running_mean):
+            if follows and conv.out_channels == cast(Tensor, norm.running_mean).numel():
                 pairs.append((parent, conv_name, norm_name))
     return pairs

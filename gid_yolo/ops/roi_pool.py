@@ -155,11 +155,10 @@ def pyramid_roi_align(
     image = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None].expand(-1, boxes.shape[1], 1)
     rois = torch.cat([image.to(dtype), boxes.to(dtype)], dim=-1).flatten(0, 1)  # (B*P, 5)
     if _by_cells(features[0], samples):
-        wide_maps, chosen = [x.to(dtype) for x in features], (level >= 0) & (level < len(features))  # not of NaN
-        crops = _sums_of_cells(
-            wide_maps, rois[chosen], level[chosen], size, strides=strides, samples=samples, aligned=aligned
-        )
-        return crops.to(features[0].dtype)
+        maps, chosen = [x.to(dtype) for x in features], (level >= 0) & (level < len(features))  # none of NaN
+        rois, level = rois[chosen], level[chosen]
+        found = _sums_of_cells(maps, rois, level, size, strides=strides, samples=samples, aligned=aligned)
+        return found.to(features[0].dtype)
     crops, places = [], []
     for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         place = (level == i).nonzero()[:, 0]  # a host sync, as roi_align takes one map a call
