@@ -10,7 +10,8 @@
 
 Each round has every one of them `--steps` times, in random order; a ratio is of a round's times, and what is written is
 its least, median and largest value over the rounds. The weights are random, the images noise with objects: neither
-changes what is computed, but for the number of an image's outputs in the mask of equation 7.
+changes what is computed, but for the number of an image's outputs in the mask of equation 7. With `--profile gid` (or
+another) the operators that one of them is made of follow, by their own time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_cpu_info
 
@@ -60,6 +62,8 @@ class Step:
         args = SimpleNamespace(**{**DEFAULTS, "nbs": batch})
         self.student, self.teacher = (GIDDetectionModel(name, nc=classes, verbose=False) for name in (student, teacher))
         self.student.args = self.teacher.args = args
+        if device == "cpu":  # as `GIDTrainer` has it
+            self.student.to(memory_format=torch.channels_last)
         self.teacher.to(device).eval()
         self.model = TeacherStudentModel(
             self.student, self.teacher, make_projector(args, self.student, self.teacher)
@@ -151,6 +155,7 @@ class Step:
             torch.cuda.synchronize()
 
 
+RUNS = ("student", "teacher", "frozen_teacher", "terms", "gid")
 RATIOS = {
     "gid_step_over_student_plus_teacher": (("gid",), ("student", "teacher")),
     "frozen_teacher_over_teacher": (("frozen_teacher",), ("teacher",)),
@@ -161,7 +166,7 @@ RATIOS = {
 
 def measure(step: Step, rounds: int, steps: int) -> dict[str, list[float]]:
     """Seconds by name, one value a round."""
-    runs = {name.removeprefix("run_"): getattr(step, name) for name in dir(step) if name.startswith("run_")}
+    runs = {name: getattr(step, f"run_{name}") for name in RUNS}
     for run in runs.values():  # the first is slower
         run()
     found: dict[str, list[float]] = {name: [] for name in runs}
@@ -169,6 +174,15 @@ def measure(step: Step, rounds: int, steps: int) -> dict[str, list[float]]:
         for name in random.Random(number).sample(sorted(runs), len(runs)):
             found[name].append(step.seconds(runs[name], steps))
     return found
+
+
+def profile_of(run: Callable[[], None], device: str) -> str:
+    """The operators that most of the time of a call goes to, by the time that is their own."""
+    activities = [ProfilerActivity.CPU, *([] if device == "cpu" else [ProfilerActivity.CUDA])]
+    with profile(activities=activities) as found:
+        run()
+    by = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    return found.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=50)
 
 
 def ratios_of(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -194,6 +208,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", choices=("float16", "bfloat16"), default=None)
     parser.add_argument("--threads", type=int, default=None, help="of PyTorch; all cores where it is not given")
+    parser.add_argument("--profile", choices=RUNS, nargs="+", default=(), help="print the operators of one of these")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     LOGGER.setLevel("ERROR")
@@ -211,6 +226,8 @@ def main() -> None:
         print(f"  {name:<36} {1000 * min(values):9.1f} {1000 * median(values):9.1f} {1000 * max(values):9.1f} ms")
     for name, found in ratios.items():
         print(f"  {name:<36} {found['min']:9.3f} {found['median']:9.3f} {found['max']:9.3f}")
+    for name in options.profile:
+        print(name, profile_of(getattr(step, f"run_{name}"), options.device), sep="\n")
     if options.json:
         options.json.write_text(json.dumps({**ratios, "seconds": seconds, "settings": settings}, indent=2) + "\n")
 

@@ -15,9 +15,9 @@ import timm
 import torch
 from timm.models import load_state_dict
 from timm.models.resnet import Bottleneck
-from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from gid_yolo.detectors.frozen_norm import freeze_norms
 from gid_yolo.weights.archive import look
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -70,7 +70,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.channels, self.source, self.frozen_names = name, channels, source, frozen_names
-        self.body: Any = freeze_batch_norm_2d(body) if freeze_bn else body
+        self.body: Any = freeze_norms(body) if freeze_bn else body
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 

@@ -8,7 +8,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from gid_yolo.detectors.backbone import TimmBackbone
 from gid_yolo.detectors.detector import Detector
@@ -16,7 +15,7 @@ from gid_yolo.detectors.head import initialise, per_location, prior_bias, tower
 from gid_yolo.detectors.neck import FPN
 from gid_yolo.ops.anchors import cell_anchors, grid_anchors
 from gid_yolo.ops.decode import dense_detections
-from gid_yolo.ops.losses import giou_loss, soft_bce
+from gid_yolo.ops.losses import focal_loss, giou_loss, soft_bce
 from gid_yolo.ops.points import centerness_target, decode_log_ltrb, decode_ltrb, match_points, points_inside
 from gid_yolo.ops.precision import wide
 from gid_yolo.ops.processes import shared_count
@@ -197,9 +196,7 @@ class FCOS(Detector):
         count = shared_count(positive.sum())
         labels, boxes = targets.gather(matched)  # (B, R), (B, R, 4)
 
-        logits = wide(raw.logits)
-        one_hot = F.one_hot(labels, self.num_classes).to(logits) * positive[..., None]  # (B, R, C)
-        focal = sigmoid_focal_loss(logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma)  # (B, R, C)
+        focal = focal_loss(raw.logits, labels, positive, alpha=self.focal_alpha, gamma=self.focal_gamma)  # (B, R)
         box = giou_loss(raw.boxes, boxes)  # (B, R)
         centerness = F.binary_cross_entropy_with_logits(
             wide(_centerness(raw)), centerness_target(boxes, raw.priors), reduction="none"

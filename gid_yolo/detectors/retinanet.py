@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from gid_yolo.detectors.backbone import TimmBackbone
 from gid_yolo.detectors.detector import Detector
@@ -17,8 +15,7 @@ from gid_yolo.ops.anchors import cell_anchors, from_fixed_point, grid_anchors, t
 from gid_yolo.ops.assign import IGNORED, match_anchors, positive_mask
 from gid_yolo.ops.boxes import decode_deltas, encode_deltas
 from gid_yolo.ops.decode import dense_detections
-from gid_yolo.ops.losses import box_regression_loss, giou_loss, soft_bce
-from gid_yolo.ops.precision import wide
+from gid_yolo.ops.losses import box_regression_loss, focal_loss, giou_loss, soft_bce
 from gid_yolo.ops.structures import RawPredictions, Targets
 
 
@@ -160,10 +157,8 @@ class RetinaNet(Detector):
         count = positive.sum(1).clamp(min=1)  # (B,)
         labels, boxes = targets.gather(matched)  # (B, R), (B, R, 4)
 
-        logits = wide(raw.logits)
-        one_hot = F.one_hot(labels, self.num_classes).to(logits) * positive[..., None]  # (B, R, C)
-        focal = sigmoid_focal_loss(logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma)  # (B, R, C)
-        cls_loss = (focal.sum(-1).where(matched != IGNORED, 0.0).sum(1) / count).mean()
+        focal = focal_loss(raw.logits, labels, positive, alpha=self.focal_alpha, gamma=self.focal_gamma)  # (B, R)
+        cls_loss = (focal.where(matched != IGNORED, 0.0).sum(1) / count).mean()
 
         if self.box_loss == "giou":
             box = giou_loss(raw.boxes, boxes)  # (B, R)

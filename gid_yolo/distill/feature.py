@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from gid_yolo.ops.losses import mean_over_images
 from gid_yolo.ops.precision import wide
+from gid_yolo.ops.roi_pool import roi_crops
 
 # The level rule of the FPN paper: a 224 px instance is cropped from P4, in images of 800 x 1333 px.
 CANONICAL_SIZE, CANONICAL_LEVEL, CANONICAL_AREA = 224.0, 4, 800 * 1333
@@ -102,7 +102,7 @@ def roi_features(
     """
     dtype = torch.promote_types(pyramid[0].dtype, torch.float32)  # half precision cannot hold a coordinate of 500 px
     crops = [
-        roi_align(feature.to(dtype), rois.to(dtype), size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
+        roi_crops(feature.to(dtype), rois.to(dtype), size, stride=stride, samples=2, aligned=True)
         for feature, rois, stride in zip(pyramid, plan.rois, strides, strict=True)
     ]
     if adapt is not None:

@@ -16,7 +16,7 @@ from gid_yolo.distill.feature import (
     plan_rois,
     roi_features,
 )
-from gid_yolo.distill.gism import select_general_instances
+from gid_yolo.distill.gism import general_instances, select_general_instances
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.relation import relation_loss
 from gid_yolo.distill.response import ResponseFunctions, response_loss
@@ -140,10 +140,12 @@ class GIDLoss(nn.Module):
             raise ValueError("the types of general instances need targets to compare them with.")
         if targets is not None and self.types == (GROUND_TRUTH,):
             return classify(ground_truth_instances(targets), targets)
-        predictions = teacher.scores, student.scores, teacher.boxes, student.boxes
-        if not self.aligned:
-            predictions = pair_predictions(*predictions)
-        instances = select_general_instances(*predictions, top_k=self.top_k, iou_threshold=self.iou_threshold)
+        limits: dict[str, Any] = {"top_k": self.top_k, "iou_threshold": self.iou_threshold}
+        if self.aligned:
+            instances = general_instances(teacher, student, **limits)
+        else:
+            pairs = pair_predictions(teacher.scores, student.scores, teacher.boxes, student.boxes)
+            instances = select_general_instances(*pairs, **limits)
         if targets is None:
             return instances
         instances = classify(instances, targets)

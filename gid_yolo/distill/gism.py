@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
+from gid_yolo.ops.boxes import Corners
 from gid_yolo.ops.precision import wide
-from gid_yolo.ops.structures import GeneralInstances
+from gid_yolo.ops.structures import GeneralInstances, RawPredictions, probabilities
 
+CHUNK = 2**19  # scores that a CPU looks at at once: few enough for what is made of them to stay in its cache
 _REMOVED = -1.0  # below every GI score, which lies in [0, 1]
 
 
 def gi_scores(teacher_scores: Tensor, student_scores: Tensor) -> Tensor:
-    """Equation 1: (B, R) the largest absolute difference over classes, from two (B, R, C) of probabilities."""
+    """Equation 1: (...) the largest absolute difference over classes, from two (..., C) of probabilities."""
     # Not `aminmax`, which writes no absolute values but takes twice the time on a CPU
     return (wide(teacher_scores) - wide(student_scores)).abs_().amax(-1)
+
+
+def compare(teacher: Tensor, student: Tensor, scores: Callable[[Tensor], Tensor] = wide) -> tuple[Tensor, Tensor]:
+    """What equations 1 and 2 ask of two (B, R, C): (B, R) GI scores, and (B, R) True where the teacher's is the box.
+
+    Args:
+        teacher: What its class probabilities are made of.
+        student: Likewise.
+        scores: Makes them; of a part at a time on a CPU, which would spend most of the time on writing them out.
+    """
+    shape, classes = teacher.shape[:2], teacher.shape[2]
+    rows = teacher.flatten(0, 1), student.flatten(0, 1)  # (B*R, C)
+    size = len(rows[0]) if teacher.device.type != "cpu" else CHUNK // max(1, classes)
+    # Whole blocks of 64: the numbers at the end of a block are not computed as its others are, and round otherwise
+    size = max(64, size // 64 * 64) if size < len(rows[0]) else max(1, size)
+    parts = []
+    for t, s in zip(*(x.split(size) for x in rows), strict=True):
+        t, s = scores(t), scores(s)
+        parts.append((gi_scores(t, s), t.amax(-1) > s.amax(-1)))
+    difference, teacher_wins = (torch.cat(x).view(shape) for x in zip(*parts, strict=True))
+    return difference, teacher_wins
 
 
 def gi_boxes(teacher_scores: Tensor, student_scores: Tensor, teacher_boxes: Tensor, student_boxes: Tensor) -> Tensor:
@@ -59,6 +83,28 @@ def select_general_instances(
     Raises:
         ValueError: Shapes of teacher and student differ, or `top_k` is negative.
     """
+    _check(teacher_scores, student_scores, teacher_boxes, student_boxes, top_k)
+    difference, teacher_wins = compare(teacher_scores, student_scores)
+    boxes = torch.where(teacher_wins[..., None], teacher_boxes, student_boxes)
+    return _first_of_nms(difference, boxes, top_k, iou_threshold)
+
+
+@torch.no_grad()
+def general_instances(
+    teacher: RawPredictions, student: RawPredictions, *, top_k: int, iou_threshold: float
+) -> GeneralInstances:
+    """`select_general_instances` of aligned predictions, whose probabilities are never written out."""
+    teacher_boxes, student_boxes = teacher.boxes, student.boxes
+    _check(teacher.logits, student.logits, teacher_boxes, student_boxes, top_k)
+    difference, teacher_wins = compare(teacher.logits, student.logits, probabilities)
+    boxes = torch.where(teacher_wins[..., None], teacher_boxes, student_boxes)
+    return _first_of_nms(difference, boxes, top_k, iou_threshold)
+
+
+def _check(
+    teacher_scores: Tensor, student_scores: Tensor, teacher_boxes: Tensor, student_boxes: Tensor, top_k: int
+) -> None:
+    """Refuse what `select_general_instances` does; scores may be logits, of which only the shape counts."""
     aligned = teacher_scores.shape == student_scores.shape and teacher_boxes.shape == student_boxes.shape
     if not aligned or teacher_boxes.shape != (*teacher_scores.shape[:2], 4):
         raise ValueError(
@@ -67,17 +113,19 @@ def select_general_instances(
         )
     if top_k < 0:
         raise ValueError(f"top_k={top_k} must not be negative.")
-    batch, count = teacher_scores.shape[:2]
-    boxes = gi_boxes(teacher_scores, student_scores, teacher_boxes, student_boxes)  # (B, R, 4)
-    rounds = min(top_k, count)
-    remaining = _candidates(teacher_scores, student_scores, boxes) if rounds else boxes.new_zeros(batch, count).float()
+
+
+def _first_of_nms(scores: Tensor, boxes: Tensor, top_k: int, iou_threshold: float) -> GeneralInstances:
+    """Equation 3 of (B, R) GI scores and (B, R, 4) GI boxes, see `select_general_instances`."""
+    batch, count = scores.shape
+    remaining = _candidates(scores, boxes)
+    corners = Corners.of(boxes)
     scores = remaining.new_full((batch, top_k), _REMOVED)
     indices = torch.zeros(batch, top_k, dtype=torch.long, device=boxes.device)
-    for k in range(rounds):
+    for k in range(min(top_k, count)):
         best, index = remaining.max(dim=1, keepdim=True)  # (B, 1); the first of equals
-        box = boxes.gather(1, index[..., None].expand(-1, -1, 4))  # (B, 1, 4)
-        overlapped = box_iou(box, boxes)[:, 0] > iou_threshold  # (B, R); nan of two empty boxes is not an overlap
-        remaining = remaining.masked_fill(overlapped, _REMOVED).scatter(1, index, _REMOVED)
+        overlapped = corners.iou(corners.gather(index)) > iou_threshold  # (B, R); nan of two empty is not an overlap
+        remaining = remaining.masked_fill_(overlapped, _REMOVED).scatter_(1, index, _REMOVED)
         scores[:, k], indices[:, k] = best[:, 0], index[:, 0]
 
     valid = scores > _REMOVED  # (B, K)
@@ -88,8 +136,8 @@ def select_general_instances(
     )
 
 
-def _candidates(teacher_scores: Tensor, student_scores: Tensor, boxes: Tensor) -> Tensor:
+def _candidates(scores: Tensor, boxes: Tensor) -> Tensor:
     """(B, R) GI scores; `_REMOVED` where the score or the (B, R, 4) box is not finite."""
-    scores = gi_scores(teacher_scores, student_scores).nan_to_num(_REMOVED, posinf=_REMOVED)
+    scores = scores.nan_to_num(_REMOVED, posinf=_REMOVED)
     # A sum is not finite where a corner is not: one pass, and nothing the size of the boxes is written
     return scores.masked_fill(~boxes.sum(-1, dtype=scores.dtype).isfinite(), _REMOVED)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ultralytics.nn.tasks import DetectionModel
@@ -19,6 +17,7 @@ from ultralytics.utils.torch_utils import get_num_gradients, get_num_params
 
 from gid_yolo.detectors import Detector, build_detector, model_config
 from gid_yolo.detectors.faster_rcnn import FasterRCNN
+from gid_yolo.detectors.frozen_norm import FROZEN, NormedConv2d, normed_convolutions
 from gid_yolo.errors import UserError
 from gid_yolo.ops.boxes import xywh_to_xyxy
 from gid_yolo.ops.structures import RawPredictions, Targets
@@ -233,26 +232,19 @@ def count_objects(batch: dict[str, Any]) -> None:
 
 
 def _foldable(body: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """(parent, convolution, norm) for every batch norm that directly follows a convolution in its parent.
-
-    timm registers a layer's norm right behind its convolution (`conv1`, `bn1`), in every network whose norms are
-    BatchNorm2d; a norm that does not match the convolution's channels is left alone.
-    """
-    pairs = []
-    for parent in body.modules():
-        children = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in pairwise(children):
-            follows = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            if follows and conv.out_channels == norm.num_features:
-                pairs.append((parent, conv_name, norm_name))
-    return pairs
+    """(parent, convolution, norm) for every batch norm, frozen or not, that directly follows a convolution."""
+    return normed_convolutions(body, (nn.BatchNorm2d, *FROZEN))
 
 
 def fold_batch_norm(body: nn.Module) -> nn.Module:
     """Fold every batch norm that follows a convolution into it, in place (the network must be in eval mode)."""
     for parent, conv_name, norm_name in _foldable(body):
         conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
-        setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
-        keep = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        folded = fuse_conv_bn_eval(conv, norm)
+        if isinstance(folded, NormedConv2d):
+            folded.__class__ = nn.Conv2d
+            del folded.__dict__["norm"]
+        setattr(parent, conv_name, folded)
+        keep = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
         setattr(parent, norm_name, keep)
     return body

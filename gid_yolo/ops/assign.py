@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torchvision.ops import box_iou
+
+from gid_yolo.ops.boxes import Corners
 
 BACKGROUND, IGNORED = -1, -2
 
@@ -52,8 +55,18 @@ def match_anchors(
 def positive_mask(
     anchors: Tensor, boxes: Tensor, valid: Tensor, *, positive_iou: float = 0.5, low_quality: bool = True
 ) -> Tensor:
-    """(B, R) True where an anchor would be a positive of one of `boxes`: equation 7 for anchor-based detectors."""
-    matched = match_anchors(
-        anchors, boxes, valid, positive_iou=positive_iou, negative_iou=positive_iou, low_quality=low_quality
-    )
-    return matched >= 0
+    """(B, R) True where an anchor would be a positive of one of `boxes`: equation 7 for anchor-based detectors.
+
+    The same as where `match_anchors` with one threshold gives a box, found box by box: a few boxes need no (B, M, R).
+    """
+    mask = torch.zeros(boxes.shape[0], anchors.shape[0], dtype=torch.bool, device=boxes.device)
+    corners = Corners.of(anchors.to(boxes))
+    for m in range(boxes.shape[1]):
+        box, real = boxes[:, m : m + 1], valid[:, m : m + 1]  # (B, 1, 4), (B, 1)
+        iou = corners.iou(Corners.of(box)).nan_to_num_(0.0)  # (B, R)
+        positive = iou >= positive_iou
+        if low_quality:
+            highest = iou.amax(dim=1, keepdim=True)
+            positive |= (iou == highest) & (highest > 0)
+        mask |= positive & real
+    return mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,3 +45,34 @@ def decode_deltas(deltas: Tensor, anchors: Tensor) -> Tensor:
     centre = anchor[..., :2] + deltas[..., :2] * anchor[..., 2:]
     half = anchor[..., 2:] * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+@dataclass(frozen=True)
+class Corners:
+    """Boxes as four planes, to compare many of them with one after the other: each step stays in a CPU's cache.
+
+    Attributes:
+        planes: x1, y1, x2, y2, each (..., R).
+        area: (..., R).
+    """
+
+    planes: tuple[Tensor, ...]
+    area: Tensor
+
+    @classmethod
+    def of(cls, boxes: Tensor) -> Corners:
+        """(..., R, 4) xyxy, in at least float32."""
+        x1, y1, x2, y2 = (x.contiguous() for x in wide(boxes).unbind(-1))
+        return cls((x1, y1, x2, y2), (x2 - x1) * (y2 - y1))
+
+    def gather(self, index: Tensor) -> Corners:
+        """Those at `index` (B, N) into R, of (B, R)."""
+        return Corners(tuple(x.gather(1, index) for x in self.planes), self.area.gather(1, index))
+
+    def iou(self, others: Corners) -> Tensor:
+        """The IoU with boxes that broadcast with these, as torchvision's `box_iou` computes it: NaN of two empty."""
+        (x1, y1, x2, y2), (u1, v1, u2, v2) = self.planes, others.planes
+        width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
+        height = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0)
+        overlap = width.mul_(height)
+        return overlap / (others.area + self.area).sub_(overlap)

@@ -17,6 +17,27 @@ def box_regression_loss(prediction: Tensor, target: Tensor, *, beta: float) -> T
     return F.smooth_l1_loss(prediction, target, beta=beta, reduction="none").sum(-1)
 
 
+def focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Focal loss (Lin et al. 2017, equation 5) of (..., C) logits, summed over classes to (...), in at least float32.
+
+    Nearly all classes of all places are background: that loss is computed of all, without a target of the logits' size,
+    and exchanged for the object's at the one label of a positive place.
+
+    Args:
+        logits: (..., C).
+        labels: (...) class of each place; any class where it is not positive.
+        positive: (...) bool.
+        alpha: Weight of the object class; 1 - alpha of all others.
+        gamma: Focusing parameter.
+    """
+    logits = wide(logits)
+    own = logits.gather(-1, labels[..., None])[..., 0]
+    as_object = alpha * (-own).sigmoid().pow(gamma) * F.softplus(-own)
+    exchanged = as_object - (1 - alpha) * own.sigmoid().pow(gamma) * F.softplus(own)
+    background = (logits.sigmoid().pow(gamma) * F.softplus(logits)).sum(-1)
+    return (1 - alpha) * background + exchanged.where(positive, 0.0)
+
+
 def giou_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """1 - generalised IoU (Rezatofighi et al. 2019) of two (..., 4) of xyxy boxes.
 

@@ -13,6 +13,11 @@ from gid_yolo.ops.precision import wide
 BoxDecoder = Callable[[Tensor, Tensor], Tensor]
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Of classes, in at least float32: half precision would tie many of them."""
+    return wide(logits).sigmoid()
+
+
 @dataclass(frozen=True)
 class RawPredictions:
     """What the heads of a dense detector (or an RPN) put out, before any selection.
@@ -35,8 +40,8 @@ class RawPredictions:
 
     @property
     def scores(self) -> Tensor:
-        """(B, R, C) class probabilities in [0, 1], in at least float32: half precision would tie many of them."""
-        return wide(self.logits).sigmoid()
+        """(B, R, C) class `probabilities` in [0, 1]."""
+        return probabilities(self.logits)
 
     @property
     def confidences(self) -> Tensor:

@@ -1,5 +1,7 @@
 """FCOS against torchvision's own, with the same weights."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from reference.torchvision_detectors import (
@@ -7,6 +9,7 @@ from reference.torchvision_detectors import (
     after_nms,
     assert_same_detections,
     head_outputs,
+    in_float64,
     random_norms,
     spread,
     task_losses,
@@ -51,10 +54,11 @@ def make(name: str, classes: int = CLASSES) -> nn.Module:
 
 
 @pytest.fixture(scope="module", params=[("resnet50", CLASSES), ("resnet18", 1)], ids=lambda p: p[0])
-def pair(request) -> tuple[nn.Module, FCOS]:
+def pair(request) -> Iterator[tuple[nn.Module, FCOS]]:
     torch.manual_seed(0)
-    model = make(*request.param)
-    return model, convert_fcos(model).build().eval()
+    with in_float64():
+        model = make(*request.param)
+        yield model, convert_fcos(model).build().eval()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from reference.torchvision_detectors import (
     after_nms,
     assert_same_detections,
     head_outputs,
+    in_float64,
     random_norms,
     spread,
     task_losses,
@@ -111,6 +112,7 @@ def test_epsilon_of_the_first_coco_weights() -> None:
 
 
 @torch.no_grad()
+@in_float64()
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet101", "resnext50_32x4d", "wide_resnet50_2"])
 def test_other_resnets(name: str) -> None:
     layers = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256), "trainable_layers": 2}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from reference.boxes import random_boxes
 from reference.distill import smooth_l1
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from gid_yolo.ops.losses import box_regression_loss, giou_loss, mean_over_images, soft_bce
+from gid_yolo.ops.losses import box_regression_loss, focal_loss, giou_loss, mean_over_images, soft_bce
 
 
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
@@ -97,3 +97,16 @@ def test_soft_bce_equals_the_loop() -> None:
                 p, q = 1 / (1 + math.exp(-s)), 1 / (1 + math.exp(-t))
                 expected -= q * math.log(p) + (1 - q) * math.log(1 - p)
             assert loss[b, r].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.9, 1.5)])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_focal_loss_equals_torchvision(alpha: float, gamma: float, scale: float) -> None:
+    logits = (scale * torch.randn(2, 50, 7, dtype=torch.float64)).requires_grad_()
+    labels, positive = torch.randint(7, (2, 50)), torch.rand(2, 50) < 0.3
+    one_hot = torch.nn.functional.one_hot(labels, 7) * positive[..., None].double()
+    expected = sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma).sum(-1)
+    found = focal_loss(logits, labels, positive, alpha=alpha, gamma=gamma)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)  # softplus is its argument from 20 on
+    ours, theirs = (torch.autograd.grad(x.sum(), logits)[0] for x in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from reference.boxes import random_boxes
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from gid_yolo.ops.roi_pool import pyramid_roi_align, roi_levels
+from gid_yolo.ops.roi_pool import pyramid_roi_align, roi_crops, roi_levels
 
 HEIGHT, WIDTH = 128, 192
 
@@ -39,6 +39,34 @@ def test_equals_torchvision(strides: tuple[int, ...], batch: int, canonical: int
         torch.testing.assert_close(
             zero if gradient is None else gradient, zero if other is None else other, rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("samples", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 7, 10])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_crops_of_a_map_equal_torchvision(aligned: bool, samples: int, size: int, layout: torch.memory_format) -> None:
+    feature = torch.randn(3, 5, 12, 9, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    low = torch.rand(60, 2) * 140 - 30  # of a map of 96 x 72 px: inside, across its borders and beyond them
+    sides = torch.rand(60, 2) * torch.tensor([1.0, 20.0, 90.0]).repeat(20)[:, None]
+    rois = torch.cat([torch.randint(3, (60, 1)).double(), low, low + sides], dim=1)
+    crops = roi_crops(feature, rois, size, stride=8, samples=samples, aligned=aligned)
+    expected = roi_align(feature, rois, size, 1 / 8, samples, aligned)
+    assert expected.eq(0).flatten(1).all(1).any()  # one is outside
+    torch.testing.assert_close(crops, expected)
+    weight = torch.randn_like(crops)
+    ours, theirs = (torch.autograd.grad((x * weight).sum(), feature)[0] for x in (crops, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_crops_of_no_boxes_and_of_no_number() -> None:
+    feature = torch.randn(2, 5, 12, 9).requires_grad_()
+    crops = roi_crops(feature, torch.zeros(0, 5), 7, stride=8, samples=2, aligned=True)
+    assert crops.shape == (0, 5, 7, 7)
+    crops.sum().backward()
+    assert feature.grad.eq(0).all()
+    rois = torch.tensor([[1.0, float("nan"), 0.0, 9.0, 9.0], [0.0, 0.0, 0.0, float("inf"), 9.0]])
+    assert roi_crops(feature, rois, 7, stride=8, samples=2, aligned=True).eq(0).all()  # nothing is read
 
 
 def test_levels_of_the_paper() -> None:

@@ -1,9 +1,20 @@
 """What torchvision's own detectors give: outputs of the head, losses, detections."""
 
+from contextlib import contextmanager
+
 import torch
 from torchvision.ops import batched_nms, box_convert
 
 SIZE = (320, 256)
+
+
+@contextmanager
+def in_float64():
+    """Random networks enlarge what float32 rounds: in float64 only a difference of the functions is left to see."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @torch.no_grad()
