@@ -242,7 +242,7 @@ def fold_batch_norm(body: nn.Module) -> nn.Module:
         conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
         folded = fuse_conv_bn_eval(conv, norm)
         if isinstance(folded, NormedConv2d):
-            folded.__class__ = nn.Conv2d
+            folded.__class__ = nn.Conv2d  # type: ignore[assignment]
             del folded.__dict__["norm"]
         setattr(parent, conv_name, folded)
         keep = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()

@@ -13,8 +13,10 @@ def in_float64():
     """Random networks enlarge what float32 rounds: in float64 only a difference of the functions is left to see."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @torch.no_grad()
