@@ -26,7 +26,8 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_cpu_info
 
 from gid_yolo.detectors import build_detector, model_config
-from gid_yolo.distill.gism import gi_boxes, gi_scores, select_general_instances
+from gid_yolo.distill.gism import compare, general_instances, gi_boxes, gi_scores, select_general_instances
+from gid_yolo.ops.structures import RawPredictions
 
 K, IOU = 10, 0.3
 
@@ -48,8 +49,14 @@ def predictions(anchors: Tensor, batch: int, classes: int) -> tuple[Tensor, ...]
 
 
 def by_gism(teacher: Tensor, student: Tensor, *boxes: Tensor) -> Tensor:
-    """(B, K) index."""
-    return choose(teacher.sigmoid(), student.sigmoid(), *boxes).indices
+    """(B, K) index, as a training finds them."""
+    raws = (raw_of(logits, x) for logits, x in zip((teacher, student), boxes, strict=True))
+    return general_instances(*raws, top_k=K, iou_threshold=IOU).indices
+
+
+def raw_of(logits: Tensor, boxes: Tensor) -> RawPredictions:
+    """Predictions that need no decoding."""
+    return RawPredictions(logits, boxes, boxes[0], lambda regression, _: regression)
 
 
 def by_nms(teacher: Tensor, student: Tensor, *boxes: Tensor) -> Tensor:
@@ -71,7 +78,7 @@ def seconds(run: Callable[..., Any], given: tuple[Tensor, ...]) -> float:
 
 def read(teacher: Tensor, student: Tensor, *boxes: Tensor) -> tuple[Tensor, Tensor]:
     """All that looks at the scores of classes, equations 1 and 2."""
-    return gi_boxes(teacher, student, *boxes), gi_scores(teacher, student)
+    return compare(teacher, student)
 
 
 def choose(teacher: Tensor, student: Tensor, *boxes: Tensor) -> Any:

@@ -91,7 +91,7 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
             arguments["resume"] = str(model)
         model = arguments["resume"]
         if Path(str(model)).is_dir():
-            raise UserError(f"resume={model} is a folder: give the weights/last.pt of the run.")
+            raise UserError(f"model={model} is a folder: give the weights/last.pt of the run.")
     for key in ("cfg", "recipe"):
         if mode != "train" and arguments.get(key):
             raise UserError(f"{key}={arguments[key]} is for gid-train: give gid-{mode} its arguments one by one.")

@@ -4,9 +4,9 @@ from reference.boxes import random_boxes
 from reference.gism import naive_gi, naive_gism, naive_nms
 from torchvision.ops import nms
 
-from gid_yolo.distill import select_general_instances
-from gid_yolo.distill.gism import gi_boxes, gi_scores
-from gid_yolo.ops.structures import GeneralInstances
+from gid_yolo.distill import gism, select_general_instances
+from gid_yolo.distill.gism import general_instances, gi_boxes, gi_scores
+from gid_yolo.ops.structures import GeneralInstances, RawPredictions
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -210,3 +210,18 @@ def test_the_oracle_by_hand() -> None:
     assert naive_nms([0.9, 0.8, 0.7], boxes, 0.3) == [0, 2]
     assert naive_nms([0.8, 0.9, 0.7], boxes, 0.3) == [1]
     assert naive_nms([0.5, 0.5, 0.9], boxes, 0.3) == [2, 0]
+
+
+@pytest.mark.parametrize("chunk", [1, 640, 10**6])  # of scores: whole blocks of 64 rows
+@pytest.mark.parametrize("classes", [1, 5])
+def test_predictions_are_compared_in_parts_as_at_once(monkeypatch, chunk: int, classes: int) -> None:
+    boxes = [random_boxes((2, 301), largest=30.0) for _ in range(2)]
+    logits = [torch.randn(2, 301, classes) for _ in range(2)]
+    logits[0][1, 7, 0] = float("nan")
+    raws = [RawPredictions(x, y, y[0], lambda regression, _: regression) for x, y in zip(logits, boxes, strict=True)]
+    expected = select_general_instances(*(x.scores for x in raws), *boxes, top_k=20)
+    monkeypatch.setattr(gism, "CHUNK", chunk)
+    for name, value in vars(general_instances(*raws, top_k=20, iou_threshold=0.3)).items():
+        assert value is None if name == "types" else torch.equal(value, getattr(expected, name)), name
+    assert expected.valid.all()
+    assert 7 not in expected.indices[1].tolist()

@@ -300,9 +300,9 @@ def test_a_file_of_arguments_names_its_run_by_a_text(capsys, tmp_path, data, lin
 def test_a_run_is_resumed_by_its_checkpoint(capsys, tmp_path):
     (tmp_path / "run.pt").mkdir()
     for run in (tmp_path, tmp_path / "run.pt"):
-        says = f"resume={run} is a folder: give the weights/last.pt of the run"
-        assert says in sentence(capsys, "train", "resume=True", f"model={run}")
-        with pytest.raises(UserError, match=re.escape(says)):
+        says = f"={run} is a folder: give the weights/last.pt of the run"
+        assert f"model{says}" in sentence(capsys, "train", "resume=True", f"model={run}")
+        with pytest.raises(UserError, match=re.escape(f"resume{says}")):
             GIDTrainer(overrides={"model": str(run), "resume": str(run)})
 
 
