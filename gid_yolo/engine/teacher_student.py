@@ -105,21 +105,22 @@ class TeacherStudentModel(DistillationModel):
         Returns:
             The loss to minimise, in the scale of the student's own, and the named parts as they are logged.
         """
-        student = self.student_model
+        student, taught = self.student_model, None
+        if self.training:
+            if self.views is None:
+                raise RuntimeError("this copy of the model has no teacher, so it cannot train.")
+            with torch.no_grad():  # first: what the teacher's pass frees, the student's then takes
+                taught = self.views[0].raw(batch["img"])
         if preds is None:
             preds = student(batch["img"])
         loss, items = student.loss(batch, preds)
-        if not self.training:
+        if taught is None or self.views is None:
             return loss, {**items, **{name: loss.new_zeros(()) for name in (*self.term_names, *self.count_names)}}
-        if self.views is None:
-            raise RuntimeError("this copy of the model has no teacher, so it cannot train.")
-        teacher_view, view = self.views
+        view, (teacher_features, teacher_raw) = self.views[1], taught
         targets, size = batch_targets(batch), tuple(batch["img"].shape[-2:])
         self.has_objects = targets.valid.any()
         features, raw = view.outputs(preds)
         places = self._places(features, preds, raw) if self.asked else []
-        with torch.no_grad():
-            teacher_features, teacher_raw = teacher_view.raw(batch["img"])
         of_student, of_teacher = self.class_index or (None, None)
         teacher_raw, raw = teacher_raw.select_classes(of_teacher), raw.select_classes(of_student)
         terms, self.instances = self.projector(
