@@ -36,7 +36,7 @@ from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.detection_model import GIDDetectionModel, batch_targets
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
-from gid_yolo.engine.teacher_student import TeacherStudentModel
+from gid_yolo.engine.teacher_student import PRECISIONS, TeacherStudentModel
 
 OBJECTS = 8  # of an image
 
@@ -52,10 +52,20 @@ class Step:
         size: Their height and width.
         device: Where all is.
         amp: Under autocast in this precision.
+        precision: Of the teacher's pass in a distillation.
     """
 
     def __init__(
-        self, student: str, teacher: str, *, classes: int, batch: int, size: int, device: str, amp: str | None
+        self,
+        student: str,
+        teacher: str,
+        *,
+        classes: int,
+        batch: int,
+        size: int,
+        device: str,
+        amp: str | None,
+        precision: str | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.device, self.amp = device, getattr(torch, amp) if amp else None
@@ -65,8 +75,9 @@ class Step:
         if device == "cpu":  # as `GIDTrainer` has it
             self.student.to(memory_format=torch.channels_last)
         self.teacher.to(device).eval()
+        projector = make_projector(args, self.student, self.teacher)
         self.model = TeacherStudentModel(
-            self.student, self.teacher, make_projector(args, self.student, self.teacher)
+            self.student, self.teacher, projector, precision=PRECISIONS.get(precision or "")
         ).to(device)
         self.model.train()
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -102,7 +113,7 @@ class Step:
     def run_frozen_teacher(self) -> None:
         """The teacher's pass in a distillation."""
         with self.precision():
-            distillable(self.model.teacher_model).raw(self.batch["img"])
+            self.model.taught(self.batch["img"])
 
     def run_gid(self) -> None:
         """A distilled step."""
@@ -114,10 +125,7 @@ class Step:
         """GISM and the losses, forward and backward, up to the student's features and predictions."""
         if self.made is None:
             with torch.no_grad(), self.precision():
-                self.made = (
-                    self.student.raw(self.batch["img"]),
-                    distillable(self.model.teacher_model).raw(self.batch["img"]),
-                )
+                self.made = self.student.raw(self.batch["img"]), self.model.taught(self.batch["img"])
         (features, raw), (teacher_features, teacher_raw) = self.made
         leaves = [x.detach().requires_grad_() for x in (*features, raw.logits, raw.regression)]
         raw = type(raw)(leaves[-2], leaves[-1], raw.priors, raw.decoder, raw.centerness, raw.sqrt_score)
@@ -207,6 +215,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="of each kind in a round")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", choices=("float16", "bfloat16"), default=None)
+    parser.add_argument("--teacher-precision", choices=tuple(PRECISIONS), default=None)
     parser.add_argument("--threads", type=int, default=None, help="of PyTorch; all cores where it is not given")
     parser.add_argument("--profile", choices=RUNS, nargs="+", default=(), help="print the operators of one of these")
     parser.add_argument("--json", type=Path, default=None)
@@ -215,7 +224,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     models = {"classes": options.classes, "batch": options.batch, "size": options.imgsz}
-    step = Step(options.student, options.teacher, **models, device=options.device, amp=options.amp)
+    precisions = {"amp": options.amp, "precision": options.teacher_precision}
+    step = Step(options.student, options.teacher, **models, device=options.device, **precisions)
     seconds = measure(step, options.rounds, options.steps)
     ratios = ratios_of(seconds)
     machine = get_cpu_info() if options.device == "cpu" else torch.cuda.get_device_name()

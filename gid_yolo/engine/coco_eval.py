@@ -7,11 +7,13 @@ import io
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from ultralytics.utils import LOGGER
 
 COLUMNS = ("mAP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "mAR", "AR_S", "AR_M", "AR_L")
 # Where COCOeval.summarize() puts them in its `stats`; mAR is AR at 100 detections an image
@@ -42,7 +44,7 @@ class CocoAccumulator:
         self.beside = beside and "fork" in multiprocessing.get_all_start_methods()
         self.count = 0
         self._images: list[Image] = []  # not evaluated yet
-        self._chunks: list[Future[Evaluated]] = []
+        self._chunks: list[tuple[list[Image], Future[Evaluated] | None]] = []  # None: of a process that is gone
         self._pool: ProcessPoolExecutor | None = None
         self._has_objects = False
 
@@ -67,11 +69,33 @@ class CocoAccumulator:
         self._has_objects |= len(true_classes) > 0
         self._images.append((true_boxes, true_classes, boxes, scores, classes))
         if self.beside and len(self._images) == CHUNK:
-            # A fork, as a loader's workers are: it needs nothing but NumPy, and never touches a GPU
-            context = multiprocessing.get_context("fork")
-            self._pool = self._pool or ProcessPoolExecutor(1, mp_context=context)
-            self._chunks.append(self._pool.submit(evaluate, self._images, self.num_classes))
+            self._chunks.append((self._images, self._submit(self._images)))
             self._images = []
+
+    def _submit(self, images: list[Image]) -> Future[Evaluated] | None:
+        if self._pool is None:  # a fork, as a loader's workers are: it needs nothing but NumPy, and never touches a GPU
+            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+        try:
+            return self._pool.submit(evaluate, images, self.num_classes)
+        except BrokenProcessPool:
+            return None
+
+    def _results(self) -> list[Evaluated]:
+        found: list[Evaluated] = []
+        killed = False
+        for images, chunk in self._chunks:
+            try:
+                evaluated = chunk.result() if chunk else None
+            except BrokenProcessPool:
+                evaluated = None
+            killed |= evaluated is None
+            found.append(evaluate(images, self.num_classes) if evaluated is None else evaluated)
+        if killed:
+            LOGGER.warning(
+                "the process that evaluates beside the inference was ended from outside, as the system does where "
+                "memory runs out: what it had not finished was evaluated here."
+            )
+        return found
 
     @classmethod
     def merged(cls, parts: Sequence[CocoAccumulator]) -> CocoAccumulator:
@@ -89,7 +113,7 @@ class CocoAccumulator:
         entry is of one of them or of a chunk.
         """
         evaluation = COCOeval(iouType="bbox")
-        chunks = [chunk.result() for chunk in self._chunks]
+        chunks = self._results()
         chunks += [evaluate(self._images, self.num_classes)] if self._images else []
         if self._pool:
             self._pool.shutdown()

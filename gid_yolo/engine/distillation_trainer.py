@@ -30,7 +30,7 @@ from gid_yolo.engine.provenance import digest_of_labels, write_provenance
 from gid_yolo.engine.safe_load import check_file, safely
 from gid_yolo.engine.schedule import override
 from gid_yolo.engine.teacher import share_classes
-from gid_yolo.engine.teacher_student import TeacherStudentModel
+from gid_yolo.engine.teacher_student import PRECISIONS, TeacherStudentModel
 from gid_yolo.engine.unusable import check_class_names, reason_of
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.engine.watched_trainer import WatchedTrainer
@@ -239,8 +239,10 @@ class DistillationTrainer(WatchedTrainer):
         """Student and teacher side by side.
 
         Raises:
-            UserError: The teacher is missing, changed since the run began, or does not fit the student.
+            UserError: The teacher is missing, changed since the run began, or does not fit the student or the device.
         """
+        precision = self.own("teacher_precision")
+        check_precision(precision, self.device)
         teacher = self.load_teacher()
         digest = fingerprint(teacher)
         if (before := student.record.get("teacher_fingerprint")) not in (None, digest):
@@ -254,7 +256,7 @@ class DistillationTrainer(WatchedTrainer):
             projector.load_state_dict(self.adaptation_state)
         classes = [args.classes] if isinstance(args.classes, int) else args.classes
         shared = share_classes(teacher.names, student.names, None if args.single_cls else classes)
-        model = TeacherStudentModel(student, teacher, projector, shared)
+        model = TeacherStudentModel(student, teacher, projector, shared, PRECISIONS.get(precision))
         return model.to(self.device)
 
     def _record(self, student: Any) -> dict[str, Any]:
@@ -355,3 +357,16 @@ class DistillationTrainer(WatchedTrainer):
         """Ultralytics' curves, and figure 5 of a distillation."""
         super().plot_metrics()
         draw_counts(self.save_dir / "gi_types.csv")
+
+
+def check_precision(precision: str | None, device: torch.device) -> None:
+    """Refuse a `teacher_precision=` that the device does not compute in, or only slower than in float32.
+
+    Raises:
+        UserError: What to give.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("teacher_precision=fp16 needs a GPU: on a CPU give bf16, or leave it out.")
+    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not native:
+        raise UserError(f"teacher_precision=bf16: {device} does not compute in bfloat16; give fp16, or leave it out.")

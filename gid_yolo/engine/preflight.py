@@ -116,12 +116,16 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
     )
     return [
         ("teacher", f"{_describe(original)}, {args.teacher}"),
-        ("teacher tensors", f"{loaded} of {wanted} loaded; frozen, evaluation mode"),
+        ("teacher tensors", f"{loaded} of {wanted} loaded; frozen, evaluation mode{_precision(model)}"),
         ("teacher accuracy", f"mAP {columns['mAP']:.1f}, AP50 {columns['AP50']:.1f} on {images} validation images"),
         ("teacher classes", classes),
         ("aligned", _alignment(trainer, model)),
         ("distillation", _methods(model)),
     ]
+
+
+def _precision(model: TeacherStudentModel) -> str:
+    return "" if model.precision is None else f", {str(model.precision).removeprefix('torch.')}"
 
 
 def _alignment(trainer: DistillationTrainer, model: TeacherStudentModel) -> str:
@@ -175,7 +179,9 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
     with torch.random.fork_rng():  # a distilled run must draw the same numbers as a plain one
         for batch in trainer.test_loader:
             batch = validator.preprocess(batch)
-            found = validator.postprocess(teacher.detections(batch["img"].float()))
+            with model.in_precision(device):  # in which it will teach
+                detections = teacher.detections(batch["img"].float())
+            found = validator.postprocess(detections.float())
             for i, pred in enumerate(found):
                 truth = validator._prepare_batch(i, batch)
                 labels = student_class[pred["cls"].long()]

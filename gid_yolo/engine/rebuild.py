@@ -140,7 +140,7 @@ def rebuild_distillation(
         model.__setstate__(
             {
                 "teacher_model": None, "views": None, "instances": None, "sketch": None, "asked": False, "pulls": None,
-                "has_objects": None, "shared": shared, "class_index": index,
+                "has_objects": None, "precision": None, "shared": shared, "class_index": index,
                 "levels": SharedLevels(*map(_whole_list, attributes["levels"])),
                 "stride": torch.tensor([float(s) for s in attributes["stride"]]),
                 "training": bool(attributes.get("training")),

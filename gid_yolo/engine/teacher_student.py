@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from gid_yolo.engine.gradients import Pull, pulls
 from gid_yolo.engine.instance_counts import COUNT_NAMES
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class TeacherStudentModel(DistillationModel):
     """Student and teacher as Ultralytics' trainer, EMA and `strip_optimizer` know a distillation.
@@ -33,6 +37,7 @@ class TeacherStudentModel(DistillationModel):
         teacher: The trained model; frozen here.
         projector: The distillation losses with their adaptation layers (Ultralytics' name for it).
         shared: The classes whose scores are compared; None for all.
+        precision: In which the teacher's networks compute; where None, as the student's do.
     """
 
     pulled_at = "pyramid"  # where the `pulls` of the last batch were taken
@@ -43,11 +48,13 @@ class TeacherStudentModel(DistillationModel):
         teacher: DetectionModel,
         projector: Distillation,
         shared: SharedClasses | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         nn.Module.__init__(self)  # DistillationModel's own wants a YOLO head
         self.student_model = student
         self.projector = projector
         self.shared = shared
+        self.precision = precision
         self.class_index = None if shared is None else (torch.tensor(shared.student), torch.tensor(shared.teacher))
         frozen = freeze_teacher(teacher)
         self.__dict__["teacher_model"] = frozen  # past nn.Module's registration
@@ -107,10 +114,7 @@ class TeacherStudentModel(DistillationModel):
         """
         student, taught = self.student_model, None
         if self.training:
-            if self.views is None:
-                raise RuntimeError("this copy of the model has no teacher, so it cannot train.")
-            with torch.no_grad():  # first: what the teacher's pass frees, the student's then takes
-                taught = self.views[0].raw(batch["img"])
+            taught = self.taught(batch["img"])  # first: what the teacher's pass frees, the student's then takes
         if preds is None:
             preds = student(batch["img"])
         loss, items = student.loss(batch, preds)
@@ -144,6 +148,26 @@ class TeacherStudentModel(DistillationModel):
         total = loss.sum() + sum(terms.values()) * scale
         logged = {name: value.detach() for name, value in terms.items()}
         return total, {**items, **logged, **{f"gi_{name}": value for name, value in counts.items()}}
+
+    @torch.no_grad()
+    def taught(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:
+        """The teacher's pyramid and predictions for images (B, 3, H, W) in [0, 1]."""
+        if self.views is None:
+            raise RuntimeError("this copy of the model has no teacher, so it cannot train.")
+        with self.in_precision(images.device):
+            features, raw = self.views[0].raw(images)
+        if self.precision is None:
+            return features, raw
+        centerness = None if raw.centerness is None else raw.centerness.float()
+        raw = replace(raw, logits=raw.logits.float(), regression=raw.regression.float(), centerness=centerness)
+        return [x.float() for x in features], raw
+
+    def in_precision(self, device: torch.device) -> AbstractContextManager[None]:
+        """The context in which the teacher computes."""
+        if self.precision is None:
+            return nullcontext()
+        reduced = self.precision != torch.float32
+        return torch.autocast(device.type, self.precision if reduced else None, enabled=reduced)
 
     def _places(self, features: list[Tensor], preds: Any, raw: RawPredictions) -> list[Tensor]:
         """Where the `pulls` are taken: at the pyramid, or where that is frozen at the predictions made of it."""

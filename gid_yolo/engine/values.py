@@ -31,6 +31,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "gid_normalize": ("instance", "pixel"),
     "gid_reduction": ("mean", "sum"),
+    "teacher_precision": ("fp32", "bf16", "fp16"),
     "cache": (True, False, "ram", "disk"),
     "compile": (True, False, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "trust": (True, False),

@@ -143,3 +143,21 @@ def test_no_detections_and_no_objects():
     nothing = CocoAccumulator(1)
     nothing.add(np.zeros((0, 4)), np.zeros(0), *empty)
     assert nothing.columns()["mAP"] == -1
+
+
+@pytest.mark.parametrize("after", [3, 9])  # images: of chunks of 3, while the first is evaluated, or the third
+def test_a_process_that_is_killed_costs_a_warning_and_no_number(monkeypatch, after):
+    lines = []
+    monkeypatch.setattr(coco_eval.LOGGER, "warning", lines.append)
+    monkeypatch.setattr(coco_eval, "CHUNK", 3)
+    images = list(crowded_images(np.random.default_rng(0), 14, 3, 8, 20))
+    accumulator = CocoAccumulator(3, beside=True)
+    for count, image in enumerate(images, 1):
+        accumulator.add(*image)
+        if count == after:
+            for process in accumulator._pool._processes.values():
+                process.kill()
+                process.join()
+    assert list(accumulator.columns().values()) == plain_columns(images, 3)
+    assert len(lines) == 1
+    assert "was ended from outside" in lines[0]

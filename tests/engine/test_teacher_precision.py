@@ -1,0 +1,70 @@
+"""`teacher_precision=`: the teacher's pass alone in another format, and everything after it in float32."""
+
+import pytest
+import torch
+from engine_helpers import FAST
+from test_no_waiting import PAIRS, make_batch, make_pair
+from ultralytics.utils import LOGGER
+
+from gid_yolo.engine.distillation_trainer import check_precision
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.errors import UserError
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pass_in_bfloat16_is_near_and_handed_on_in_float32(name: str) -> None:
+    model, images = make_pair(name), make_batch("cpu")["img"]
+    features, raw = model.taught(images)
+    model.precision = torch.bfloat16
+    rounded, rounded_raw = model.taught(images)
+    for exact, near in zip([*features, raw.logits], [*rounded, rounded_raw.logits], strict=True):
+        assert near.dtype == torch.float32
+        error = (near - exact).norm() / exact.norm()
+        assert 0 < error < 0.25  # of scale alone: random networks, whose group norms blow up what was rounded
+    assert rounded_raw.regression.dtype == torch.float32
+    assert torch.isfinite(torch.stack([x.sum() for x in model.loss(make_batch("cpu"))[1].values()])).all()
+
+
+def test_float32_takes_the_teacher_out_of_the_runs_own_precision() -> None:
+    model, images = make_pair("retina_nano"), make_batch("cpu")["img"]
+    features, raw = model.taught(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.taught(images)[1].logits.dtype == torch.bfloat16  # as the student's
+        model.precision = torch.float32
+        kept, kept_raw = model.taught(images)
+    assert all(torch.equal(x, y) for x, y in zip([*features, raw.logits], [*kept, kept_raw.logits], strict=True))
+
+
+def test_the_preflight_measures_the_teacher_as_it_will_teach(data, teacher, tmp_path, monkeypatch) -> None:
+    said = []
+    info = LOGGER.info
+    monkeypatch.setattr(LOGGER, "info", lambda text="", *a, **k: (said.append(str(text)), info(text, *a, **k)))
+    seen = []
+    settings = {**FAST, "model": "retina_nano", "data": str(data), "teacher": str(teacher), "gid_feature": 1e-6}
+    trainer = GIDTrainer(
+        overrides={**settings, "save_dir": str(tmp_path / "run"), "teacher_precision": "bf16", "epochs": 1}
+    )
+    layer = "detector.head.cls_logits"
+
+    def watch(t) -> None:
+        module = t.model.teacher_model.get_submodule(layer)
+        module.register_forward_hook(lambda _, __, out: seen.append((len(out), out.dtype)))
+
+    trainer.add_callback("on_pretrain_routine_end", watch)
+    trainer.train()
+    assert "frozen, evaluation mode, bfloat16" in next(text for text in said if "Preflight" in text)
+    # 5 levels of 4 validation and of 2 x 4 training images; one blank image asks for the anchors alone
+    assert [dtype for count, dtype in seen if count == 4] == [torch.bfloat16] * (5 * 3)
+
+
+def test_a_format_that_the_device_lacks_is_refused(data, teacher, monkeypatch) -> None:
+    settings = {**FAST, "model": "retina_nano", "data": str(data), "teacher": str(teacher)}
+    with pytest.raises(UserError, match="teacher_precision=fp16 needs a GPU: on a CPU give bf16"):
+        GIDTrainer(overrides={**settings, "teacher_precision": "fp16"}).train()
+    with pytest.raises(UserError, match="teacher_precision=fp8 is unknown: choose from fp32, bf16, fp16"):
+        GIDTrainer(overrides={**settings, "teacher_precision": "fp8"})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    with pytest.raises(UserError, match="cuda:0 does not compute in bfloat16; give fp16"):
+        check_precision("bf16", torch.device("cuda:0"))
+    check_precision("bf16", torch.device("cpu"))
+    check_precision(None, torch.device("cuda:0"))
