@@ -15,6 +15,7 @@ from gid_yolo.distill.feature import (
     feature_loss,
     plan_rois,
     roi_features,
+    standardized,
 )
 from gid_yolo.distill.gism import general_instances, select_general_instances
 from gid_yolo.distill.pairing import pair_predictions
@@ -22,6 +23,8 @@ from gid_yolo.distill.relation import relation_loss
 from gid_yolo.distill.response import ResponseFunctions, response_loss
 from gid_yolo.distill.types import GROUND_TRUTH, classify, ground_truth_instances, keep_types, parse_types
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions, Targets
+
+STANDARDIZE = ("none", "teacher", "both")
 
 
 class GIDLoss(nn.Module):
@@ -38,6 +41,7 @@ class GIDLoss(nn.Module):
         beta: Box weight of equation 8.
         roi_size: Height and width of the RoIAlign crops.
         feature_normalize: `instance` or `pixel`, see `feature_loss`.
+        standardize: Whose crops are `standardized` before they are compared: `none`, `teacher` or `both`.
         relation_reduction: `mean` or `sum`, see `relation_loss`.
         adapt_kernel: Kernel size of the adaptation layer.
         aligned: Predictions of teacher and student correspond one to one. If not, they are paired by overlap, and
@@ -58,6 +62,7 @@ class GIDLoss(nn.Module):
         beta: float = 1.0,
         roi_size: int = 10,
         feature_normalize: str = "instance",
+        standardize: str = "none",
         relation_reduction: str = "mean",
         adapt_kernel: int = 1,
         aligned: bool = True,
@@ -75,6 +80,9 @@ class GIDLoss(nn.Module):
             raise ValueError("predictions that do not correspond one to one cannot be compared: response must be 0.")
         self.alpha, self.beta, self.roi_size = alpha, beta, roi_size
         self.feature_normalize, self.relation_reduction = feature_normalize, relation_reduction
+        if standardize not in STANDARDIZE:
+            raise ValueError(f"standardize={standardize} must be one of {', '.join(STANDARDIZE)}.")
+        self.standardize = standardize
         self.adapt: Adaptation | LevelAdaptation
         if isinstance(student_channels, int) and isinstance(teacher_channels, int):
             self.adapt = Adaptation(student_channels, teacher_channels, adapt_kernel)
@@ -118,6 +126,10 @@ class GIDLoss(nn.Module):
             plan = plan_rois(instances.boxes, strides, image_size)
             crops_t = roi_features(teacher_pyramid, plan, strides, size=self.roi_size)  # (B, K, C_t, h, w)
             crops_s = self._adapted(student_pyramid, plan, strides)
+            if self.standardize != "none":
+                crops_t = standardized(crops_t, valid)
+            if self.standardize == "both":
+                crops_s = standardized(crops_s, valid)
             if weights["feature"]:
                 loss = feature_loss(crops_t, crops_s, valid, normalize=self.feature_normalize)
                 terms["feat_loss"] = weights["feature"] * loss
@@ -163,6 +175,7 @@ class GIDLoss(nn.Module):
             "beta": self.beta,
             "roi_size": self.roi_size,
             "feature_normalize": self.feature_normalize,
+            "standardize": self.standardize,
             "relation_reduction": self.relation_reduction,
             "aligned": self.aligned,
             "types": "all" if self.types is None else "+".join(self.types),

@@ -16,6 +16,7 @@ from ultralytics.utils.checks import check_file as find
 from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo._version import __version__
+from gid_yolo.distill.fading import fading
 from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
@@ -321,6 +322,14 @@ class DistillationTrainer(WatchedTrainer):
 
     def _setup_train(self) -> None:
         super()._setup_train()
+        if self.distilling:
+            set_factor(self)
+            if self.start_epoch == 0 and not unwrap_model(self.model).factor:
+                raise UserError(
+                    f"distill_until={self.args.distill_until} of {self.schedule.iterations} iterations ends before the "
+                    "first: nothing would be distilled."
+                )
+            self.add_callback("on_train_batch_start", set_factor)
         if RANK in {-1, 0}:
             write_provenance(self)
             with torch.random.fork_rng(devices=[]):
@@ -357,6 +366,16 @@ class DistillationTrainer(WatchedTrainer):
         """Ultralytics' curves, and figure 5 of a distillation."""
         super().plot_metrics()
         draw_counts(self.save_dir / "gi_types.csv")
+
+
+def set_factor(trainer: DistillationTrainer) -> None:
+    """Before a batch: how much the distillation terms weigh in it."""
+    unwrap_model(trainer.model).factor = fading(
+        (trainer.iteration + 0.5) / trainer.schedule.iterations,  # the middle of the batch: a rise does not begin at 0
+        until=trainer.own("distill_until") or 1.0,
+        decay=trainer.own("distill_decay") or "none",
+        warmup=trainer.own("distill_warmup") or 0.0,
+    )
 
 
 def check_precision(precision: str | None, device: torch.device) -> None:

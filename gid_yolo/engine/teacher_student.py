@@ -40,6 +40,7 @@ class TeacherStudentModel(DistillationModel):
         precision: In which the teacher's networks compute; where None, as the student's do.
     """
 
+    factor = 1.0  # of the terms in the next training batch; without a teacher's pass where it is 0
     pulled_at = "pyramid"  # where the `pulls` of the last batch were taken
 
     def __init__(
@@ -113,12 +114,14 @@ class TeacherStudentModel(DistillationModel):
             The loss to minimise, in the scale of the student's own, and the named parts as they are logged.
         """
         student, taught = self.student_model, None
-        if self.training:
+        if self.training and self.factor:
             taught = self.taught(batch["img"])  # first: what the teacher's pass frees, the student's then takes
         if preds is None:
             preds = student(batch["img"])
         loss, items = student.loss(batch, preds)
         if taught is None or self.views is None:
+            self.instances = self.pulls = None
+            self.asked = False
             return loss, {**items, **{name: loss.new_zeros(()) for name in (*self.term_names, *self.count_names)}}
         view, (teacher_features, teacher_raw) = self.views[1], taught
         targets, size = batch_targets(batch), tuple(batch["img"].shape[-2:])
@@ -138,6 +141,7 @@ class TeacherStudentModel(DistillationModel):
             targets=targets,
             proposals=lambda: view.proposals(features, raw, targets, size),
         )
+        terms = {name: self.factor * value for name, value in terms.items()}
         counts = {} if self.instances is None else count_types(self.instances)
         if self.sketch is not None and (gid := self.projector.gid) is not None:
             shapes = [tuple(x.shape[-2:]) for x in features] if gid.aligned else None

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gid_yolo.distill.fading import DECAYS
+from gid_yolo.distill.gid import STANDARDIZE
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.distill.types import parse_types
 from gid_yolo.engine.schedule import check_schedule
@@ -26,10 +28,12 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("gid_feature", "gid_relation", "gid_response", "gid_alpha", "gid_beta"), (0, math.inf)),
     **dict.fromkeys(("fitnet_weight", "fine_grained_weight", "mimicking_weight"), (0, math.inf)),
     **dict.fromkeys(("backbone_lr", "teacher_min_ap", "warmup_epochs", "box", "cls", "dfl"), (0, math.inf)),
-    **dict.fromkeys(("gid_iou", "ema_decay", "conf", "iou"), (0, 1)),
+    **dict.fromkeys(("gid_iou", "ema_decay", "conf", "iou", "distill_until", "distill_warmup"), (0, 1)),
 }
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "gid_normalize": ("instance", "pixel"),
+    "gid_standardize": STANDARDIZE,
+    "distill_decay": DECAYS,
     "gid_reduction": ("mean", "sum"),
     "teacher_precision": ("fp32", "bf16", "fp16"),
     "cache": (True, False, "ram", "disk"),
@@ -88,6 +92,8 @@ def check_values(args: Mapping[str, Any], *, training: bool = False) -> None:
             raise UserError(f"{key}={every} must be a whole number of iterations, or 0 for never.")
     if (args.get("gid_adapt_kernel") or 1) % 2 == 0:
         raise UserError(f"gid_adapt_kernel={args['gid_adapt_kernel']} must be odd, so that crops keep their size.")
+    if args.get("distill_until") == 0:
+        raise UserError("distill_until=0 would distil nothing: give a share of the run over 0; distill=none is off.")
     check_schedule(args)
     try:
         parse_types(str(args.get("gid_types") or "all"))

@@ -1,0 +1,94 @@
+"""A teacher that fades: its terms weigh less, and when they weigh nothing it is not asked."""
+
+import copy
+import csv
+
+import pytest
+import torch
+from engine_helpers import FAST
+from test_no_waiting import make_batch, make_pair
+from ultralytics.utils.torch_utils import unwrap_model
+
+from gid_yolo.distill.fading import fading
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.errors import UserError
+
+
+def make(data, teacher, folder, **overrides) -> GIDTrainer:
+    settings = {**FAST, "model": "retina_nano", "data": str(data), "teacher": str(teacher), "epochs": 4, "val": False}
+    return GIDTrainer(overrides={**settings, "save_dir": str(folder), **overrides})
+
+
+def watch(trainer) -> list[tuple[float, dict[str, float]]]:
+    """The factor and the logged parts of every batch, and how often the teacher was asked."""
+    seen: list = []
+
+    def note(t) -> None:
+        model = unwrap_model(t.model)
+        seen.append((model.factor, {k: float(v) for k, v in t.loss_items.items()}, model.instances is not None))
+
+    trainer.add_callback("on_train_batch_end", note)
+    return seen
+
+
+def test_the_terms_fall_and_the_teacher_is_left_out(data, teacher, tmp_path):
+    trainer = make(data, teacher, tmp_path / "run", distill_until=0.5, distill_decay="linear", gradients=1)
+    seen, asked = watch(trainer), []
+
+    def count(t) -> None:
+        unwrap_model(t.model).teacher_model.register_forward_pre_hook(lambda *_: None)
+        original = unwrap_model(t.model).taught
+        unwrap_model(t.model).__dict__["taught"] = lambda images: (asked.append(t.iteration), original(images))[1]
+
+    trainer.add_callback("on_train_start", count)
+    trainer.train()
+    factors = [factor for factor, *_ in seen]
+    # 4 epochs of 2 batches; a batch's middle lies at (i + 1/2) / 8 of the run, and the line ends at 1/2
+    assert factors == pytest.approx([1 - (i + 0.5) / 4 for i in range(4)] + [0] * 4)
+    assert asked == [0, 1, 2, 3]
+    assert all(items["feat_loss"] > 0 for factor, items, _ in seen if factor)
+    assert all(items[name] == 0 for factor, items, _ in seen if not factor for name in ("feat_loss", "gi_pos"))
+    assert [there for *_, there in seen] == [True] * 4 + [False] * 4
+    rows = list(csv.DictReader((trainer.save_dir / "gradients.csv").open()))
+    assert {row["iteration"] for row in rows} == {"1", "2", "3", "4"}
+
+
+def test_the_factor_multiplies_the_terms(data, teacher, tmp_path):
+    runs = []
+    for name, settings in (("whole", {}), ("half", {"distill_warmup": 1.0})):
+        trainer = make(data, teacher, tmp_path / name, epochs=1, **settings)
+        runs.append(watch(trainer))
+        trainer.train()
+    (_, whole, _), (factor, half, _) = runs[0][0], runs[1][0]
+    assert factor == fading(0.25, warmup=1.0) == 0.25  # the middle of the first of two batches
+    for name in ("feat_loss", "rel_loss", "resp_loss"):
+        assert half[name] == pytest.approx(0.25 * whole[name])
+
+
+def test_without_the_teacher_the_loss_is_the_plain_one():
+    model, batch = make_pair("retina_nano"), make_batch("cpu")
+    model.factor = 0.0
+    plain = copy.deepcopy(model.student_model)
+    loss, items = model.loss(batch)
+    expected, parts = plain.loss(batch)
+    assert torch.equal(loss, expected)
+    assert {name: value for name, value in items.items() if name in parts} == parts
+    assert all(items[name] == 0 for name in (*model.term_names, *model.count_names))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("distill_until", 0, "distill_until=0 would distil nothing"),
+        ("distill_until", 1.5, "distill_until=1.5 must be a number from 0 to 1"),
+        ("distill_decay", "step", "distill_decay=step is unknown: choose from none, linear, cosine"),
+    ],
+)
+def test_a_fading_that_cannot_be_is_refused(data, teacher, tmp_path, key, value, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make(data, teacher, tmp_path / "run", **{key: value})
+
+
+def test_a_fading_that_ends_before_the_first_step_is_refused(data, teacher, tmp_path):
+    with pytest.raises(UserError, match=r"distill_until=0\.05 of 8 iterations ends before the first"):
+        make(data, teacher, tmp_path / "run", distill_until=0.05).train()  # 0.4 of an iteration
