@@ -1,0 +1,113 @@
+"""Tables and curves of `benchmarks/results/accuracy.jsonl`: what distillation gains at an equal budget, how long.
+
+    python benchmarks/accuracy/report.py --split test --plot docs/accuracy.png
+
+For each data set and pair of models: mAP of every row at every schedule, mean ± standard deviation over seeds, and its
+gain over the plain student of the same schedule, paired by seed, with the 95 % interval. A row is a method with all of
+its arguments; rows that were tried once stand there too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from train import RESULTS
+
+from gid_yolo.analysis.statistics import paired_gain, spread
+from gid_yolo.export.report import align
+
+Line = dict[str, Any]
+KINDS = ("teacher", "plain", "distilled")
+COLOURS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+
+
+def read(path: Path) -> list[Line]:
+    """All lines of a file of results."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def by_seed(lines: Sequence[Line], row: str, epochs: int | None, split: str) -> dict[int, float]:
+    """Results of a row at a schedule: mAP in percent."""
+    return {x["seed"]: x[split]["mAP"] for x in lines if x["row"] == row and x["epochs"] == epochs and x.get(split)}
+
+
+def table(lines: Sequence[Line], split: str) -> str:
+    """Of one data set and one pair of models."""
+    schedules = sorted({x["epochs"] for x in lines if x["kind"] != "teacher"})
+    rows = list(dict.fromkeys(x["row"] for x in sorted(lines, key=lambda x: KINDS.index(x["kind"]))))
+    body = []
+    for row in rows:
+        kind = next(x["kind"] for x in lines if x["row"] == row)
+        if kind == "teacher":
+            values = by_seed(lines, row, None, split)
+            body.append([row, *[f"{mean(values.values()):.1f}" if values else ""] * len(schedules)])
+            continue
+        cells = []
+        for epochs in schedules:
+            values, plain = by_seed(lines, row, epochs, split), by_seed(lines, "plain", epochs, split)
+            found = spread(list(values.values()))
+            text = "" if found is None else f"{found.mean:.1f}"
+            text += f" ± {found.std:.1f}" if found and found.std is not None else ""
+            gain = paired_gain(values, plain) if kind == "distilled" else None
+            if gain:
+                text += f", {gain.mean:+.1f}"
+                text += f" [{gain.low:+.1f}, {gain.high:+.1f}]" if gain.low is not None else " (1 seed)"
+            cells.append(text)
+        body.append([row, *cells])
+    return align([["", *(f"{epochs} epochs" for epochs in schedules)], *body], [False] * (len(schedules) + 1))
+
+
+def plot(lines: Sequence[Line], rows: Sequence[str], split: str, path: Path) -> None:
+    """MAP against epochs and against the time that was trained for, of one data set and one pair."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, tight_layout=True)
+    for colour, row in zip(COLOURS, rows, strict=False):
+        own = [x for x in lines if x["row"] == row and x.get(split)]
+        schedules = sorted({x["epochs"] for x in own})
+        for axis, place in zip(axes, (lambda x: x["epochs"], lambda x: x["seconds"] / 60), strict=True):
+            points = [[x for x in own if x["epochs"] == epochs] for epochs in schedules]
+            middle = [median(place(x) for x in group) for group in points]
+            axis.plot(middle, [mean(x[split]["mAP"] for x in g) for g in points], "o-", color=colour, label=row)
+            axis.scatter([place(x) for x in own], [x[split]["mAP"] for x in own], color=colour, s=8, alpha=0.4)
+    for x in lines:
+        if x["kind"] == "teacher" and x.get(split):
+            for axis in axes:
+                axis.axhline(x[split]["mAP"], color="grey", linestyle=":", label="teacher")
+    axes[0].set(xlabel="epochs of the schedule", ylabel=f"mAP on {split}", xscale="log")
+    axes[1].set(xlabel="minutes of training", xscale="log")
+    axes[1].legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Print, and draw where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--plot", type=Path, default=None, help="of --data and --models")
+    parser.add_argument("--rows", nargs="+", default=["plain", "GID", "FitNet"], help="that are drawn")
+    parser.add_argument("--data", default=None, help="only this one")
+    parser.add_argument("--models", default=None, help="only these, as the titles name them")
+    options = parser.parse_args()
+    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in read(options.results):
+        if options.data in (None, line["data"]) and options.models in (None, line["models"]):
+            groups[line["data"], line["models"]].append(line)
+    for (data, models), lines in groups.items():
+        print(f"\n{data}, {models}, mAP on {options.split}\n\n{table(lines, options.split)}")
+        if options.plot and len(groups) == 1:
+            plot(lines, options.rows, options.split, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The proof of accuracy keeps what its runs measured: `benchmarks/accuracy` on a study of tiny runs."""
+
+import csv
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from engine_helpers import FAST
+
+from gid_yolo.analysis.study import study
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield importlib.import_module("train"), importlib.import_module("report")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, data, checkpoints) -> Path:
+    folder = tmp_path_factory.mktemp("accuracy")
+    rows = [{"name": "teacher", "kind": "teacher"}, {"name": "plain", "kind": "plain"}, {"name": "GID"}]
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({"title": "", "columns": ["mAP"], "groups": [{"name": "all", "rows": rows}]}))
+    given = {"model": "retina_nano", "teacher": checkpoints["retina_nano"], "data": str(data), **FAST, "epochs": 2}
+    for split in ("val", "train"):
+        study(path, seeds=[0, 1], split=split, jobs=2, project=str(folder / "runs"), **given)
+    return folder / "runs"
+
+
+@pytest.mark.slow
+def test_a_line_holds_what_its_run_measured(scripts, project, tmp_path) -> None:
+    train, _ = scripts
+    results = tmp_path / "results" / "accuracy.jsonl"
+    assert train.collect(project, results) == 1 + 2 * 2  # the teacher, and two rows of two seeds
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    for line in lines:
+        home = project / "runs" / line["run"]
+        measured = json.loads((home / "coco_metrics.json").read_text())
+        split = measured["split"]  # the teacher has one folder for both
+        assert line[split]["mAP"] == measured["mAP"]
+        assert {"val", "train"} <= set(line)
+        if line["kind"] != "teacher":
+            with (home / "results.csv").open(newline="") as file:
+                last = list(csv.DictReader(file))[-1]
+            assert line["epochs"] == 2 == len(line["curve"]) == int(last["epoch"])
+            assert line["seconds"] == float(last["time"])
+            assert line["args"]["seed"] == line["seed"]
+            assert (line["teacher"] is None) == (line["kind"] == "plain")
+    before = results.read_text()
+    train.collect(project, results)
+    assert results.read_text() == before
+
+
+@pytest.mark.slow
+def test_the_report_has_means_and_gains(scripts, project, tmp_path) -> None:
+    train, report = scripts
+    results = tmp_path / "accuracy.jsonl"
+    train.collect(project, results)
+    lines = report.read(results)
+    for line in lines:  # numbers of which mean, deviation and gain are known
+        for split in ("val", "train"):
+            line[split]["mAP"] = {"teacher": 50.0, "plain": 30.0 + 2 * line["seed"], "GID": 33.0 + 4 * line["seed"]}[
+                line["row"]
+            ]
+    text = report.table(lines, "val")
+    # plain 30, 32: mean 31, deviation sqrt(2 x 1^2 / 1); GID 33, 37: mean 35, sqrt(2 x 2^2); gains 3 and 5: mean 4,
+    # and Student's t of one degree of freedom 12.706 x sqrt(2) / sqrt(2)
+    assert "31.0 ± 1.4" in text
+    assert "35.0 ± 2.8, +4.0 [-8.7, +16.7]" in text
+    assert "50.0" in text
+    report.plot(lines, ["plain", "GID"], "val", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
