@@ -19,9 +19,11 @@ from typing import IO, Any
 import torch
 from ultralytics.utils import LOGGER
 
-from gid_yolo.analysis.study_plan import OF_EVALUATION, Run, defaults_of
+from gid_yolo.analysis.study_plan import OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run, defaults_of
+from gid_yolo.cfg import load_yaml
 from gid_yolo.engine.checkpoint import load_any, load_model, record_of
 from gid_yolo.engine.coco_eval import COLUMNS
+from gid_yolo.engine.config import OWN_KEYS, without_none
 from gid_yolo.engine.teacher import duration
 from gid_yolo.errors import UserError
 
@@ -87,6 +89,8 @@ class Runner:
     def execute(self, runs: Sequence[Run], report: Callable[[], Any]) -> None:
         """Run all that is not done, and call `report` after each that ends; failures are kept in `failed`."""
         self.failed.clear()
+        for run in runs:
+            self._check_defaults(run)
         waiting = deque(run for run in runs if self.results(run) is None)
         total, done, began = len(waiting), 0, time.time()
         LOGGER.info(f"{len(runs) - total} of {len(runs)} runs are done, {total} are left, {len(self.slots)} at a time.")
@@ -119,6 +123,27 @@ class Runner:
                     left = (time.time() - began) / done * (total - done)
                     LOGGER.info(f"[{done}/{total}] {self._say(process)}; about {duration(left)} left")
                     report()
+
+    def _check_defaults(self, run: Run) -> None:
+        """Refuse a run that another version of this package began, whose defaults were others: its name has none.
+
+        Raises:
+            UserError: Which argument is another one.
+        """
+        file = self.folder / run.name / "args.yaml"
+        if run.checkpoint is not None or not file.is_file():
+            return
+        began = without_none(load_yaml(file))
+        wanted = without_none({**defaults_of(run.args["model"], run.args.get("trust", False)), **run.args})
+        plain = "teacher" not in run.args
+        for key in sorted(OWN_KEYS - UNTRAINED - {"teacher", "recipe", "backbone_weights"}):
+            if key not in began or key not in wanted or (plain and key.startswith(ONLY_DISTILLING)):
+                continue
+            if began[key] != wanted[key]:
+                raise UserError(
+                    f"{file.parent} was begun with {key}={began[key]}, which is {wanted[key]} in this version: give "
+                    "another project=, or the old value, so that the rows of a table are trained alike."
+                )
 
     def _start(self, run: Run, device: str | None) -> _Process | None:
         """A run's next process; None where there is none, it waits for its teacher, or another study trains it."""

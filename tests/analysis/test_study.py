@@ -169,6 +169,22 @@ def test_a_run_in_smaller_batches_than_asked_is_no_result(finished, tmp_path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.batch4"]
 
 
+@pytest.mark.slow
+def test_a_run_of_another_versions_defaults_is_not_taken_for_one_of_these(finished, tmp_path) -> None:
+    project, _ = finished
+    found = runs_of(project)["relation"]["runs"]["0"]
+    shutil.copytree(project / "runs" / found["run"], tmp_path / "relation")
+    runner, run = Runner(tmp_path, "val", [None]), Run("relation", found["args"])
+    runner._check_defaults(run)
+    file = tmp_path / "relation" / "args.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("gid_top_k: 10", "gid_top_k: 12"))
+    with pytest.raises(UserError, match=r"begun with gid_top_k=12, which is 10 in this version: give another project="):
+        runner.execute([run], lambda: None)
+    file.write_text("\n".join(line for line in text.splitlines() if not line.startswith("gid_top_k")))
+    runner._check_defaults(run)  # a version that had no such argument
+
+
 def test_a_signal_ends_it_as_an_interrupt_does(tmp_path, data) -> None:
     words = [
         "model=retina_nano",
