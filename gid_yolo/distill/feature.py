@@ -176,27 +176,6 @@ def adaptation_settings(adapt: Adaptation | PyramidAdaptation | LevelAdaptation)
     }
 
 
-def standardized(crops: Tensor, valid: Tensor) -> Tensor:
-    """Crops whose channels have mean 0 and variance 1 over all places of all instances of the batch.
-
-    As PKD (Cao et al. 2022) has whole maps: the distance of such features is 2 (1 - r) with r Pearson's correlation, so
-    that neither how large a teacher's features are nor which of its channels is the largest decides what is learnt.
-
-    Args:
-        crops: (B, K, C, h, w).
-        valid: (B, K).
-
-    Returns:
-        (B, K, C, h, w) in at least float32; 0 for a channel that does not vary, and without instances.
-    """
-    x, mask = wide(crops), valid[:, :, None, None, None].to(torch.promote_types(crops.dtype, torch.float32))
-    count = (valid.sum() * crops.shape[-2] * crops.shape[-1]).clamp(min=1)
-    mean = (x * mask).sum((0, 1, 3, 4), keepdim=True) / count  # (1, 1, C, 1, 1)
-    centred = (x - mean) * mask
-    variance = centred.square().sum((0, 1, 3, 4), keepdim=True) / count
-    return centred * (variance + 1e-6).rsqrt()
-
-
 def feature_loss(teacher: Tensor, student: Tensor, valid: Tensor, *, normalize: str = "instance") -> Tensor:
     """Equation 4: the mean over an image's instances of the squared L2 distance of their features.
 

@@ -15,16 +15,14 @@ from gid_yolo.distill.feature import (
     feature_loss,
     plan_rois,
     roi_features,
-    standardized,
 )
 from gid_yolo.distill.gism import general_instances, select_general_instances
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.relation import relation_loss
 from gid_yolo.distill.response import ResponseFunctions, response_loss
+from gid_yolo.distill.standardize import STANDARDIZE, standardized_crops, standardized_maps
 from gid_yolo.distill.types import GROUND_TRUTH, classify, ground_truth_instances, keep_types, parse_types
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions, Targets
-
-STANDARDIZE = ("none", "teacher", "both")
 
 
 class GIDLoss(nn.Module):
@@ -41,7 +39,8 @@ class GIDLoss(nn.Module):
         beta: Box weight of equation 8.
         roi_size: Height and width of the RoIAlign crops.
         feature_normalize: `instance` or `pixel`, see `feature_loss`.
-        standardize: Whose crops are `standardized` before they are compared: `none`, `teacher` or `both`.
+        standardize: What has mean 0 and variance 1 before features are compared: `none`, the `crops` of both models,
+            the `maps` of both, or those of the `teacher` alone.
         relation_reduction: `mean` or `sum`, see `relation_loss`.
         adapt_kernel: Kernel size of the adaptation layer.
         aligned: Predictions of teacher and student correspond one to one. If not, they are paired by overlap, and
@@ -124,12 +123,14 @@ class GIDLoss(nn.Module):
         valid, weights = instances.valid, self.weights
         if weights["feature"] or weights["relation"]:
             plan = plan_rois(instances.boxes, strides, image_size)
+            if self.standardize in {"maps", "teacher"}:
+                teacher_pyramid = standardized_maps(teacher_pyramid)
+            if self.standardize == "maps":
+                student_pyramid = standardized_maps(student_pyramid)
             crops_t = roi_features(teacher_pyramid, plan, strides, size=self.roi_size)  # (B, K, C_t, h, w)
             crops_s = self._adapted(student_pyramid, plan, strides)
-            if self.standardize != "none":
-                crops_t = standardized(crops_t, valid)
-            if self.standardize == "both":
-                crops_s = standardized(crops_s, valid)
+            if self.standardize == "crops":
+                crops_t, crops_s = standardized_crops(crops_t, valid), standardized_crops(crops_s, valid)
             if weights["feature"]:
                 loss = feature_loss(crops_t, crops_s, valid, normalize=self.feature_normalize)
                 terms["feat_loss"] = weights["feature"] * loss

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gid_yolo.distill.fading import DECAYS
-from gid_yolo.distill.gid import STANDARDIZE
 from gid_yolo.distill.methods import parse_methods
+from gid_yolo.distill.standardize import STANDARDIZE
 from gid_yolo.distill.types import parse_types
 from gid_yolo.engine.schedule import check_schedule
 from gid_yolo.errors import UserError

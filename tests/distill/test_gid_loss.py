@@ -7,8 +7,10 @@ from reference.gism import naive_gism
 from reference.retinanet import torchvision_matches
 
 from gid_yolo.detectors import build_detector
-from gid_yolo.distill import GIDLoss, select_general_instances
+from gid_yolo.distill import GIDLoss, feature_loss, relation_loss, select_general_instances
+from gid_yolo.distill.feature import plan_rois, roi_features
 from gid_yolo.distill.pairing import pair_predictions
+from gid_yolo.distill.standardize import standardized_crops, standardized_maps
 from gid_yolo.ops.structures import Targets
 
 SIZE = (64, 96)
@@ -97,6 +99,32 @@ def test_terms_equal_the_loops(pair: dict, normalize: str, reduction: str, top_k
         assert (terms[name].item() == 0) == (top_k == 0)
     sum(terms.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in gid.parameters())
+
+
+@pytest.mark.parametrize("standardize", ["none", "crops", "maps", "teacher"])
+def test_features_are_standardised_where_it_is_said(pair: dict, standardize: str) -> None:
+    """feature.py's and relation.py's functions, of crops and maps that were standardised by hand."""
+    gid = make_loss(pair, weights={"feature": 1.0, "relation": 1.0, "response": 0.0}, standardize=standardize)
+    terms, instances, pyramid, _ = run(pair, gid)
+    maps_t, maps_s = pair["pyramid"], pyramid
+    if standardize in {"maps", "teacher"}:
+        maps_t = standardized_maps(maps_t)
+    if standardize == "maps":
+        maps_s = standardized_maps(maps_s)
+    plan = plan_rois(instances.boxes, pair["student"].strides, SIZE)
+    crops_t, crops_s = (roi_features(x, plan, pair["student"].strides, size=10) for x in (maps_t, maps_s))
+    crops_s = gid.adapt(crops_s)
+    if standardize == "crops":
+        crops_t, crops_s = standardized_crops(crops_t, instances.valid), standardized_crops(crops_s, instances.valid)
+    assert terms["feat_loss"].item() == pytest.approx(feature_loss(crops_t, crops_s, instances.valid).item())
+    assert terms["rel_loss"].item() == pytest.approx(relation_loss(crops_t, crops_s, instances.valid).item())
+    sum(terms.values()).backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in gid.adapt.parameters() if p.ndim > 1)
+
+
+def test_an_unknown_standardisation_is_refused(pair: dict) -> None:
+    with pytest.raises(ValueError, match="standardize=both must be one of none, crops, maps, teacher"):
+        make_loss(pair, standardize="both")
 
 
 def test_defaults_are_the_papers(pair: dict) -> None:
