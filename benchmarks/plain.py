@@ -8,11 +8,12 @@ the same images, all of one size, and the same objects, and do a forward pass, t
 
 - torchvision: takes lists, normalises and resizes them: `min_size` and `max_size` are the images' own, so that nothing
   changes its size. Its tensors are contiguous, as it leaves them.
+- torchvision, channels_last: the same model with its weights in channels_last, which it does not do by itself.
 - ours: takes the batch; on a CPU in channels_last, as `GIDTrainer` sets it.
 
 The weights are random (a residual branch starts at a fifth, or maps would grow without bound), the images noise. That
 both compute the same loss is checked first; Faster R-CNN's, whose samples are drawn at random, with the first of each
-kind drawn by both. Each round has each of the two once, in random order; a ratio is of a round's two times.
+kind drawn by both. Each round has each of them once, in random order; a ratio is of a round's two times.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from gid_yolo.detectors.convert import from_torchvision
 from gid_yolo.ops.structures import Targets
 
 KINDS = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN}
+NAMES = ("torchvision", "torchvision, channels_last", "ours")
 OBJECTS = 8  # of an image
 TOLERANCE = 1e-3  # relative, of each loss
 
@@ -75,6 +77,9 @@ class Pair:
         self.objects = [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]
         own = labels - 1 if kind == "faster_rcnn" else labels
         self.targets = Targets(boxes, own, torch.ones_like(own, dtype=torch.bool))
+        counts = [sum(p.numel() for p in trained(m)) for m in (self.theirs, self.ours)]
+        if counts[0] != counts[1]:
+            raise SystemExit(f"torchvision trains {counts[0]} numbers and ours {counts[1]}.")
         self.optimizers = [torch.optim.SGD(trained(m), lr=1e-6, momentum=0.9) for m in (self.theirs, self.ours)]
 
     def losses_of_theirs(self) -> dict[str, Tensor]:
@@ -101,8 +106,12 @@ class Pair:
             raise SystemExit(f"The losses differ: {found}.")
         return {name: float(sum(losses.values())) for name, losses in found.items()}
 
-    def seconds(self, ours: bool) -> float:
+    def seconds(self, name: str) -> float:
         """Of a step."""
+        ours = name == "ours"
+        if not ours:
+            layout = torch.channels_last if "channels_last" in name else torch.contiguous_format
+            self.theirs.to(memory_format=layout)
         wait = torch.cuda.synchronize if self.device != "cpu" else lambda: None
         losses, optimizer = (self.losses_of_theirs, self.losses_of_ours)[ours], self.optimizers[ours]
         wait()
@@ -115,7 +124,7 @@ class Pair:
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that are not frozen; of both models as many numbers."""
+    """Parameters that are not frozen."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -135,12 +144,12 @@ def first_of_each_kind() -> Iterator[None]:
 
 def measure(pair: Pair, rounds: int) -> dict[str, list[float]]:
     """Seconds of a step by name, one value a round."""
-    for ours in (False, True):  # the first is slower
-        pair.seconds(ours)
-    found: dict[str, list[float]] = {"torchvision": [], "ours": []}
+    found: dict[str, list[float]] = {name: [] for name in NAMES}
+    for name in found:  # the first is slower
+        pair.seconds(name)
     for number in range(rounds):
-        for name in random.Random(number).sample(sorted(found), 2):
-            found[name].append(pair.seconds(name == "ours"))
+        for name in random.Random(number).sample(sorted(found), len(found)):
+            found[name].append(pair.seconds(name))
     return found
 
 
@@ -167,16 +176,16 @@ def main() -> None:
         pair = Pair(kind, batch=options.batch, size=options.imgsz, device=options.device)
         losses = pair.check()
         seconds = measure(pair, options.rounds)
-        ratios = [theirs / ours for theirs, ours in zip(seconds["torchvision"], seconds["ours"], strict=True)]
-        found = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
         print(f"{kind}: loss {losses['ours']:.5f}, torchvision's {losses['torchvision']:.5f}")
         for name, times in seconds.items():
             rates = [options.batch / t for t in times]
-            print(f"  {name:<24} {min(rates):8.2f} {median(rates):8.2f} {max(rates):8.2f} images/s")
-        print(
-            f"  {'ours / torchvision':<24} {found['min']:8.3f} {found['median']:8.3f} {found['max']:8.3f}", flush=True
-        )
-        contents[kind] = {"ours_over_torchvision": found, "seconds": seconds, "losses": losses}
+            print(f"  {name:<34} {min(rates):8.2f} {median(rates):8.2f} {max(rates):8.2f} images/s")
+        contents[kind] = {"seconds": seconds, "losses": losses}
+        for key, name in (("ours_over_torchvision", NAMES[0]), ("ours_over_torchvision_channels_last", NAMES[1])):
+            ratios = [theirs / ours for theirs, ours in zip(seconds[name], seconds["ours"], strict=True)]
+            found = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
+            print(f"  ours / {name:<27} {found['min']:8.3f} {found['median']:8.3f} {found['max']:8.3f}", flush=True)
+            contents[kind][key] = found
     if options.json:
         options.json.write_text(json.dumps({**contents, "settings": settings}, indent=2) + "\n")
 

@@ -21,6 +21,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_cpu_info
 
 from gid_yolo.engine.config import DEFAULTS
-from gid_yolo.engine.detection_model import GIDDetectionModel, batch_targets
+from gid_yolo.engine.detection_model import GIDDetectionModel, batch_targets, count_objects
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.teacher_student import PRECISIONS, TeacherStudentModel
@@ -89,6 +90,7 @@ class Step:
             "cls": torch.randint(classes, (batch * OBJECTS, 1), device=device).float(),
             "bboxes": torch.cat([centres, sizes], 1).to(device),
         }
+        count_objects(self.batch)  # as the trainer does before a batch goes to the device
         self.made: Any = None
 
     def update(self, loss: Tensor) -> None:
@@ -128,7 +130,8 @@ class Step:
                 self.made = self.student.raw(self.batch["img"]), self.model.taught(self.batch["img"])
         (features, raw), (teacher_features, teacher_raw) = self.made
         leaves = [x.detach().requires_grad_() for x in (*features, raw.logits, raw.regression)]
-        raw = type(raw)(leaves[-2], leaves[-1], raw.priors, raw.decoder, raw.centerness, raw.sqrt_score)
+        centerness = None if raw.centerness is None else raw.centerness.detach().requires_grad_()
+        raw = replace(raw, logits=leaves[-2], regression=leaves[-1], centerness=centerness)
         with self.precision():
             terms, _ = self.model.projector(
                 [teacher_features[i] for i in self.model.levels.teacher],
@@ -166,6 +169,7 @@ class Step:
 RUNS = ("student", "teacher", "frozen_teacher", "terms", "gid")
 RATIOS = {
     "gid_step_over_student_plus_teacher": (("gid",), ("student", "teacher")),
+    "gid_step_over_student_plus_frozen_teacher": (("gid",), ("student", "frozen_teacher")),
     "frozen_teacher_over_teacher": (("frozen_teacher",), ("teacher",)),
     "terms_over_gid_step": (("terms",), ("gid",)),
     "gid_step_over_student": (("gid",), ("student",)),
@@ -233,9 +237,9 @@ def main() -> None:
     settings |= {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
     print(f"{options.student} under {options.teacher}, {options.batch} x {options.imgsz} px, {machine}")
     for name, values in seconds.items():
-        print(f"  {name:<36} {1000 * min(values):9.1f} {1000 * median(values):9.1f} {1000 * max(values):9.1f} ms")
+        print(f"  {name:<42} {1000 * min(values):9.1f} {1000 * median(values):9.1f} {1000 * max(values):9.1f} ms")
     for name, found in ratios.items():
-        print(f"  {name:<36} {found['min']:9.3f} {found['median']:9.3f} {found['max']:9.3f}")
+        print(f"  {name:<42} {found['min']:9.3f} {found['median']:9.3f} {found['max']:9.3f}")
     for name in options.profile:
         print(name, profile_of(getattr(step, f"run_{name}"), options.device), sep="\n")
     if options.json:

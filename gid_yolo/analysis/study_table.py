@@ -11,6 +11,7 @@ from typing import Any
 
 from gid_yolo.analysis.statistics import CONFIDENCE, Gain, Spread, paired_gain, seeds_needed, spread
 from gid_yolo.analysis.study_plan import Row, Run, Study
+from gid_yolo.engine.preflight import LEAD
 from gid_yolo.export.report import align
 from gid_yolo.export.rows import signed
 from gid_yolo.files import replaced
@@ -164,6 +165,12 @@ def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
     mean, best = line.cells[column].spread, teacher.cells[column].spread if teacher else None
     if mean and best and best.mean > 0:
         text += f" The distilled student has {mean.mean / best.mean:.0%} of its teacher's {column}."
+    plain = next(other for other in lines if other.row.kind == "plain").cells[column].spread
+    if plain and best and best.mean - plain.mean < LEAD:
+        text += (
+            f" The teacher is too weak to judge by: it is {best.mean - plain.mean:.1f} {column} ahead of the plain "
+            f"student at this schedule, and should be {LEAD:g}; train it to its plateau, or take a larger one."
+        )
     return {"verdict": word, "sentence": text, "column": column, **asdict(gain)}
 
 

@@ -62,7 +62,8 @@ def freeze_norms(body: nn.Module) -> nn.Module:
     applied: dict[type, type] = {FrozenBatchNorm2d: AppliedNorm, FrozenBatchNormAct2d: AppliedNormAct}
     for parent, conv_name, norm_name in normed_convolutions(body, FROZEN):
         conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
-        if isinstance(parent, IN_ORDER) and type(conv) is nn.Conv2d:
+        returned = conv_name in getattr(parent, "return_layers", ())  # as ghostnet's first: its map without the norm
+        if isinstance(parent, IN_ORDER) and type(conv) is nn.Conv2d and not returned:
             conv.__class__, conv.__dict__["norm"] = NormedConv2d, (norm,)
             norm.__class__ = applied[type(norm)]
     return body

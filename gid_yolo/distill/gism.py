@@ -12,6 +12,7 @@ from gid_yolo.ops.precision import wide
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions, probabilities
 
 CHUNK = 2**19  # scores that a CPU looks at at once: few enough for what is made of them to stay in its cache
+CHUNK_OF_DEVICE = 2**24  # likewise elsewhere: 64 MB, where kernels are long enough
 _REMOVED = -1.0  # below every GI score, which lies in [0, 1]
 
 
@@ -27,11 +28,12 @@ def compare(teacher: Tensor, student: Tensor, scores: Callable[[Tensor], Tensor]
     Args:
         teacher: What its class probabilities are made of.
         student: Likewise.
-        scores: Makes them; of a part at a time on a CPU, which would spend most of the time on writing them out.
+        scores: Makes them; of a part at a time, on a CPU of one that its cache holds, or most of the time would go into
+            writing them out.
     """
     shape, classes = teacher.shape[:2], teacher.shape[2]
     rows = teacher.flatten(0, 1), student.flatten(0, 1)  # (B*R, C)
-    size = len(rows[0]) if teacher.device.type != "cpu" else CHUNK // max(1, classes)
+    size = (CHUNK if teacher.device.type == "cpu" else CHUNK_OF_DEVICE) // max(1, classes)
     # Whole blocks of 64: the numbers at the end of a block are not computed as its others are, and round otherwise
     size = max(64, size // 64 * 64) if size < len(rows[0]) else max(1, size)
     parts = []
@@ -93,7 +95,7 @@ def select_general_instances(
 def general_instances(
     teacher: RawPredictions, student: RawPredictions, *, top_k: int, iou_threshold: float
 ) -> GeneralInstances:
-    """`select_general_instances` of aligned predictions, whose probabilities are never written out."""
+    """`select_general_instances` of aligned predictions, whose probabilities are made in parts, see `compare`."""
     teacher_boxes, student_boxes = teacher.boxes, student.boxes
     _check(teacher.logits, student.logits, teacher_boxes, student_boxes, top_k)
     difference, teacher_wins = compare(teacher.logits, student.logits, probabilities)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,7 +45,8 @@ class CocoAccumulator:
 
     def __init__(self, num_classes: int, *, beside: bool = False) -> None:
         self.num_classes = num_classes
-        self.beside = beside and "fork" in multiprocessing.get_all_start_methods()
+        # Where a fork is safe, and allowed: a process of a pool may have none
+        self.beside = beside and sys.platform == "linux" and not multiprocessing.current_process().daemon
         self.count = 0
         self._images: list[Image] = []  # not evaluated yet
         self._chunks: list[tuple[list[Image], Future[Evaluated] | None]] = []  # None: of a process that is gone
@@ -74,10 +79,11 @@ class CocoAccumulator:
 
     def _submit(self, images: list[Image]) -> Future[Evaluated] | None:
         if self._pool is None:  # a fork, as a loader's workers are: it needs nothing but NumPy, and never touches a GPU
-            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+            context = multiprocessing.get_context("fork")
+            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with, initargs=(os.getpid(),))
         try:
             return self._pool.submit(evaluate, images, self.num_classes)
-        except BrokenProcessPool:
+        except (BrokenProcessPool, OSError, RuntimeError):  # no memory for a process, or none may be started now
             return None
 
     def _results(self) -> list[Evaluated]:
@@ -92,8 +98,8 @@ class CocoAccumulator:
             found.append(evaluate(images, self.num_classes) if evaluated is None else evaluated)
         if killed:
             LOGGER.warning(
-                "the process that evaluates beside the inference was ended from outside, as the system does where "
-                "memory runs out: what it had not finished was evaluated here."
+                "the process that evaluates beside the inference could not be started or was ended from outside, as "
+                "the system does where memory runs out: what it had not finished was evaluated here."
             )
         return found
 
@@ -101,6 +107,8 @@ class CocoAccumulator:
     def merged(cls, parts: Sequence[CocoAccumulator]) -> CocoAccumulator:
         """All images of several accumulators, of which none evaluates beside."""
         whole = cls(parts[0].num_classes)
+        if any(part._chunks for part in parts):
+            raise ValueError("an accumulator that evaluates beside cannot be merged.")
         for part in parts:
             for image in part._images:
                 whole.add(*image)
@@ -131,6 +139,15 @@ class CocoAccumulator:
             evaluation.params.maxDets = limits
             evaluation.summarize()
         return {name: _percent(evaluation.stats[i]) for name, i in _STATS.items()}
+
+
+def _end_with(parent: int) -> None:
+    """In the process beside: end when the parent does, also where that is killed, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):  # a libc without it
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
 
 
 def evaluate(images: Sequence[Image], num_classes: int) -> Evaluated:

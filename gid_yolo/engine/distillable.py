@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Detect, v10Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.metrics import bbox_iou
+from ultralytics.utils.ops import xyxy2xywh
 
 from gid_yolo.detectors.faster_rcnn import FasterRCNN
 from gid_yolo.distill.response import ResponseFunctions
@@ -229,8 +230,9 @@ class YOLODetector(Distillable):
         return pyramid, RawPredictions(parts["scores"].mT, parts["boxes"].mT, priors, decode_dfl)
 
     def detections(self, images: Tensor) -> Tensor:
-        """Detections of the one-to-many branch, (B, 4 + C, R)."""
-        return self.model(images)[0]
+        """Detections of the one-to-many branch, (B, 4 + C, R); boxes are decoded wide, as those it teaches."""
+        raw = self.raw(images)[1]
+        return torch.cat([xyxy2xywh(raw.boxes), raw.scores], -1).mT
 
     def loss_scale(self, batch: dict[str, Any]) -> float:
         """B: Ultralytics' own loss of a batch is that of an image times the batch size."""

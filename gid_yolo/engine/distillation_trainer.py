@@ -386,6 +386,9 @@ def check_precision(precision: str | None, device: torch.device) -> None:
     """
     if precision == "fp16" and device.type == "cpu":
         raise UserError("teacher_precision=fp16 needs a GPU: on a CPU give bf16, or leave it out.")
-    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and not native:
+    if precision != "bf16":
+        return
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"teacher_precision=bf16: {device} does not compute in bfloat16; give fp16, or leave it out.")
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise UserError("teacher_precision=bf16: this CPU has no instructions for bfloat16; leave it out.")

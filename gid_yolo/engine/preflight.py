@@ -15,13 +15,16 @@ from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.gradients import Pull
-from gid_yolo.engine.teacher import loaded_share
+from gid_yolo.engine.teacher import best_finished_run, loaded_share
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.unusable import tell_unusable
 from gid_yolo.errors import UserError, some
 
 if TYPE_CHECKING:
     from gid_yolo.engine.distillation_trainer import DistillationTrainer
+
+
+LEAD = 3.0  # mAP by which a teacher has to be ahead of its plain student to be worth it
 
 
 def misalignment(teacher: DetectionModel, student: DetectionModel, size: int = 128) -> str | None:
@@ -111,6 +114,8 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
             f"teacher={args.teacher} reaches mAP {columns['mAP']:.1f} on {images} validation images, under "
             f"teacher_min_ap={args.teacher_min_ap}: it has nothing to teach; train it longer, or set teacher_min_ap=0."
         )
+    if warning := _too_weak(trainer, columns["mAP"]):
+        LOGGER.warning(warning)
     classes = (
         f"{teacher.nc} classes, the student's" if model.shared is None else _mapping(teacher, student, model.shared)
     )
@@ -122,6 +127,18 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
         ("aligned", _alignment(trainer, model)),
         ("distillation", _methods(model)),
     ]
+
+
+def _too_weak(trainer: DistillationTrainer, ap: float) -> str | None:
+    """What to say where a plain run of this student on these data, finished before, comes near to its teacher."""
+    found = best_finished_run(str(trainer.args.model), trainer.args.data, trainer.args.project)
+    if found is None or ap - found[0] >= LEAD:
+        return None
+    return (
+        f"teacher={trainer.args.teacher} reaches mAP {ap:.1f}, and a plain run of this student {found[0]:.1f} "
+        f"({found[1]}): a teacher that is not at least {LEAD:g} ahead has little to teach and may hold a student back; "
+        "train the teacher longer, take a larger one, or give distill_decay=cosine."
+    )
 
 
 def _precision(model: TeacherStudentModel) -> str:
@@ -213,8 +230,9 @@ class FirstStep:
 
     def ask(self, trainer: DistillationTrainer) -> None:
         """Before a batch."""
-        if not self.passed:
-            unwrap_model(trainer.model).asked = True
+        model = unwrap_model(trainer.model)
+        if not self.passed and model.factor:
+            model.asked = True
 
     def check(self, trainer: DistillationTrainer) -> None:
         """After it.
@@ -223,7 +241,7 @@ class FirstStep:
             UserError: A term is 0 or has no gradient, although it is on.
         """
         model: Any = unwrap_model(trainer.model)
-        if self.passed:
+        if self.passed or not model.factor:  # a run that is resumed after `distill_until` has no term to look at
             return
         if any(model.pulls[name].value == 0 and _has_nothing(model, name) for name in model.term_names):
             if not self.waiting:

@@ -112,14 +112,30 @@ def check_teacher_name(name: str) -> None:
 
 
 def find_finished_run(name: str, data: str | Path, project: str | Path | None = None) -> Path | None:
-    """The best.pt of the newest finished plain run of model `name` on `data`, or None.
+    """The best.pt of the newest finished plain run of model `name` on `data`, or None; see `finished_runs`."""
+    runs = [(best.stat().st_mtime, best) for best in finished_runs(name, data, project)]
+    return max(runs)[1].resolve() if runs else None
+
+
+def best_finished_run(name: str, data: str | Path, project: str | Path | None = None) -> tuple[float, Path] | None:
+    """Validation mAP in percent and best.pt of the most accurate finished plain run of model `name` on `data`."""
+    runs = []
+    for best in finished_runs(name, data, project):
+        ap = load_yaml(best.parents[1] / "coco_metrics.json").get("mAP")  # JSON is yaml
+        if isinstance(ap, int | float):
+            runs.append((float(ap), best))
+    return max(runs) if runs else None
+
+
+def finished_runs(name: str, data: str | Path, project: str | Path | None = None) -> list[Path]:
+    """The best.pt of every finished plain run of model `name` on `data`.
 
     Ultralytics' runs folder is searched, and `project` where it is a folder of its own. A run is finished when its
     final evaluation was written, which is the last thing training does.
     """
     runs = []
     roots = [Path(SETTINGS["runs_dir"]) / "detect", *([Path(project)] if project else [])]
-    for file in {file for root in roots for file in root.glob("**/args.yaml")}:
+    for file in {file.resolve() for root in roots for file in root.glob("**/args.yaml")}:
         best = file.parent / "weights" / "best.pt"
         if not best.is_file() or not (file.parent / "coco_metrics.json").is_file():
             continue
@@ -127,8 +143,8 @@ def find_finished_run(name: str, data: str | Path, project: str | Path | None = 
         same_data = args.get("data") and Path(args["data"]).resolve() == Path(data).resolve()
         other = any(args.get(key) for key in ("teacher", "backbone", "single_cls", "classes"))  # another model or data
         if args.get("model") == name and same_data and not other and args.get("fraction") in (None, 1.0):
-            runs.append((best.stat().st_mtime, best))
-    return max(runs)[1].resolve() if runs else None
+            runs.append(best)
+    return runs
 
 
 def teacher_args(args: Mapping[str, Any]) -> dict[str, Any]:

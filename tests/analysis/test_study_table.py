@@ -99,6 +99,15 @@ def test_the_verdict(distilled, word, sentence) -> None:
     assert f"The distilled student has {share:.0%} of its teacher's mAP." in said["sentence"]
 
 
+@pytest.mark.parametrize(("teacher", "weak"), [(15.0, False), (14.9, True), (11.0, True)])
+def test_a_verdict_under_a_weak_teacher_says_so(teacher, weak) -> None:
+    study, results = make("verdict", {"teacher": [teacher], "plain": [11.0, 13.0], "distilled": [13.0, 15.0]})
+    said = verdict(study, tabulate(study, results, {}))["sentence"]
+    assert ("too weak to judge by" in said) == weak  # the plain mean is 12, and the lead that is asked for 3
+    if weak:
+        assert f"it is {teacher - 12:.1f} mAP ahead of the plain student" in said
+
+
 def test_there_is_no_verdict_before_both_are_trained() -> None:
     study, results = make("verdict", {"teacher": [20.0], "plain": [10.0], "distilled": [None]})
     assert verdict(study, tabulate(study, results, {})) is None

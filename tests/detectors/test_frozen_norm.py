@@ -19,6 +19,7 @@ FOLDED = {
     "resnet26d": 2 + 8 * 3 + 4,  # the third convolution of its stem stands in another part than its norm
     "mobilenetv2_050": 1 + 2 + 16 * 3,
     "regnety_002": 0,
+    "ghostnet_050": None,  # its first convolution is returned as a map, without the norm behind it
 }
 
 
@@ -38,8 +39,9 @@ def random_body(name: str) -> nn.Module:
 def test_equals_frozen_norms(name: str) -> None:
     body = random_body(name)
     expected, ours = freeze_batch_norm_2d(deepcopy(body)), deepcopy(freeze_norms(deepcopy(body)))
-    assert sum(isinstance(m, NormedConv2d) for m in ours.modules()) == FOLDED[name]
-    assert sum(isinstance(m, AppliedNorm | AppliedNormAct) for m in ours.modules()) == FOLDED[name]
+    convolutions = sum(isinstance(m, NormedConv2d) for m in ours.modules())
+    assert convolutions == sum(isinstance(m, AppliedNorm | AppliedNormAct) for m in ours.modules())
+    assert FOLDED[name] in (None, convolutions)
     assert list(ours.state_dict()) == list(expected.state_dict())
     ours.load_state_dict(expected.state_dict())
     images = torch.rand(2, 3, 64, 96)

@@ -1,8 +1,13 @@
 """The ten columns against pycocotools' own JSON interface, and the validator that fills them."""
 
 import json
+import multiprocessing
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -161,3 +166,61 @@ def test_a_process_that_is_killed_costs_a_warning_and_no_number(monkeypatch, aft
     assert list(accumulator.columns().values()) == plain_columns(images, 3)
     assert len(lines) == 1
     assert "was ended from outside" in lines[0]
+
+
+def test_a_process_that_cannot_be_started_costs_a_warning_and_no_number(monkeypatch):
+    lines = []
+    monkeypatch.setattr(coco_eval.LOGGER, "warning", lines.append)
+    monkeypatch.setattr(coco_eval, "CHUNK", 3)
+
+    def no_memory(*_):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("os.fork", no_memory)
+    images = list(crowded_images(np.random.default_rng(0), 14, 3, 8, 20))
+    accumulator = CocoAccumulator(3, beside=True)
+    for image in images:
+        accumulator.add(*image)
+    assert list(accumulator.columns().values()) == plain_columns(images, 3)
+    assert len(lines) == 1
+    assert "could not be started" in lines[0]
+
+
+def test_a_process_of_a_pool_evaluates_by_itself():
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(beside_in_a_pool) is False
+
+
+def beside_in_a_pool():
+    return CocoAccumulator(3, beside=True).beside
+
+
+def test_the_process_beside_ends_with_a_parent_that_is_killed(tmp_path):
+    script = f"""
+import time, numpy as np
+from gid_yolo.engine import coco_eval
+coco_eval.CHUNK = 1
+accumulator = coco_eval.CocoAccumulator(3, beside=True)
+accumulator.add(np.zeros((0, 4)), np.zeros(0), np.zeros((0, 4)), np.zeros(0), np.zeros(0))
+accumulator._chunks[0][1].result()
+with open({str(tmp_path / "pid")!r}, "w") as file:
+    file.write(str(*accumulator._pool._processes))
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert parent.poll() is None
+        time.sleep(0.1)
+    child = psutil.Process(int((tmp_path / "pid").read_text()))
+    parent.kill()
+    parent.wait()
+    child.wait(timeout=30)  # raises where it lives on
+
+
+def test_what_was_evaluated_beside_cannot_be_merged(monkeypatch):
+    monkeypatch.setattr(coco_eval, "CHUNK", 3)
+    part = CocoAccumulator(3, beside=True)
+    for image in random_images(np.random.default_rng(5), 4):
+        part.add(*image)
+    with pytest.raises(ValueError, match="cannot be merged"):
+        CocoAccumulator.merged([part])

@@ -5,11 +5,12 @@ import csv
 
 import pytest
 import torch
-from engine_helpers import FAST
+from engine_helpers import FAST, Interrupted
 from test_no_waiting import make_batch, make_pair
 from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo.distill.fading import fading
+from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -74,6 +75,30 @@ def test_without_the_teacher_the_loss_is_the_plain_one():
     assert torch.equal(loss, expected)
     assert {name: value for name, value in items.items() if name in parts} == parts
     assert all(items[name] == 0 for name in (*model.term_names, *model.count_names))
+
+
+@pytest.mark.parametrize("epochs", [1, 3])  # of 4: in the middle of the fading, and after its end
+def test_a_resumed_run_fades_on_where_it_was(data, teacher, tmp_path, epochs):
+    settings = {"distill_until": 0.6, "distill_decay": "cosine", "val": True}
+    whole = make(data, teacher, tmp_path / "whole", **settings)
+    expected = watch(whole)
+    whole.train()
+    first = make(data, teacher, tmp_path / "run", **settings)
+    seen = watch(first)
+
+    def interrupt(t) -> None:
+        if t.epoch + 1 == epochs:
+            raise Interrupted
+
+    first.add_callback("on_fit_epoch_end", interrupt)
+    with pytest.raises(Interrupted):
+        first.train()
+    resumed = GIDTrainer(overrides={"model": str(first.last), "resume": str(first.last)})
+    rest = watch(resumed)
+    resumed.train()
+    assert seen + rest == expected
+    ours, theirs = (load_model(run.last)[0].state_dict() for run in (resumed, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Where a teacher is looked for, and what a class mapping says."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,14 @@ from engine_helpers import FAST, write_data
 from ultralytics.utils import LOGGER
 
 from gid_yolo.engine.checkpoint import fingerprint, load_model
-from gid_yolo.engine.teacher import find_finished_run, image_files, loaded_share, resolve_teacher, share_classes
+from gid_yolo.engine.teacher import (
+    best_finished_run,
+    find_finished_run,
+    image_files,
+    loaded_share,
+    resolve_teacher,
+    share_classes,
+)
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -98,3 +106,20 @@ def test_a_teacher_that_does_not_exist_is_announced_trained_and_kept(data, monke
     GID("retina_nano").train(data=str(data), teacher="retina_nano", **FAST)
     assert any("found a finished run" in text for text in said)
     assert not any("is trained first" in text for text in said)
+
+
+def test_a_plain_run_that_comes_near_the_teacher_is_named(data, teacher, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", lambda text, *_: said.append(str(text)))
+    plain = GIDTrainer(overrides={**FAST, "model": "retina_nano", "data": str(data)})
+    plain.train()
+    metrics = plain.save_dir / "coco_metrics.json"
+    found = json.loads(metrics.read_text())
+    assert best_finished_run("retina_nano", data) == (found["mAP"], plain.best.resolve())
+    distilled = {**FAST, "model": "retina_nano", "data": str(data), "teacher": str(teacher)}
+    GIDTrainer(overrides={**distilled, "save_dir": str(tmp_path / "first")}).train()
+    assert any("a plain run of this student" in text and str(plain.best) in text for text in said)
+    said.clear()
+    metrics.write_text(json.dumps({**found, "mAP": -50.0}))  # 50 under a teacher of 0 or more
+    GIDTrainer(overrides={**distilled, "save_dir": str(tmp_path / "second")}).train()
+    assert not any("a plain run of this student" in text for text in said)

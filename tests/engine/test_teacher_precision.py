@@ -5,7 +5,9 @@ import torch
 from engine_helpers import FAST
 from test_no_waiting import PAIRS, make_batch, make_pair
 from ultralytics.utils import LOGGER
+from ultralytics.utils.ops import xyxy2xywh
 
+from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation_trainer import check_precision
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
@@ -23,6 +25,18 @@ def test_a_pass_in_bfloat16_is_near_and_handed_on_in_float32(name: str) -> None:
         assert 0 < error < 0.25  # of scale alone: random networks, whose group norms blow up what was rounded
     assert rounded_raw.regression.dtype == torch.float32
     assert torch.isfinite(torch.stack([x.sum() for x in model.loss(make_batch("cpu"))[1].values()])).all()
+
+
+def test_a_yolo_is_measured_on_the_boxes_that_it_teaches() -> None:
+    model, images = make_pair("yolo11n.yaml"), make_batch("cpu")["img"]
+    model.precision = torch.bfloat16
+    teacher = distillable(model.teacher_model)
+    with model.in_precision(images.device):
+        detections = teacher.detections(images)
+    taught = model.taught(images)[1]
+    torch.testing.assert_close(detections[:, :4].mT, xyxy2xywh(taught.boxes), rtol=0, atol=1e-4)
+    exact, (plain, _) = teacher.detections(images), teacher.model(images)  # Ultralytics' own, in float32
+    torch.testing.assert_close(exact, plain, rtol=1e-5, atol=1e-4)
 
 
 def test_float32_takes_the_teacher_out_of_the_runs_own_precision() -> None:
@@ -66,5 +80,9 @@ def test_a_format_that_the_device_lacks_is_refused(data, teacher, monkeypatch) -
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     with pytest.raises(UserError, match="cuda:0 does not compute in bfloat16; give fp16"):
         check_precision("bf16", torch.device("cuda:0"))
-    check_precision("bf16", torch.device("cpu"))
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        check_precision("bf16", torch.device("cpu"))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(UserError, match="this CPU has no instructions for bfloat16; leave it out"):
+        check_precision("bf16", torch.device("cpu"))
     check_precision(None, torch.device("cuda:0"))
