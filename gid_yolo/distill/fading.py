@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 
-DECAYS = ("none", "linear", "cosine")
+DECAYS = ("constant", "linear", "cosine")
 
 
-def fading(progress: float, *, until: float = 1.0, decay: str = "none", warmup: float = 0.0) -> float:
+def fading(progress: float, *, until: float = 1.0, decay: str = "constant", warmup: float = 0.0) -> float:
     """Factor of all distillation terms.
 
     Args:
         progress: Share of the run's iterations that are done, from 0 to under 1.
         until: Share of the run after which the factor is 0.
-        decay: How it gets there: `none` (at once), `linear`, or `cosine` (half a wave).
+        decay: How it gets there: `constant` (at once), `linear`, or `cosine` (half a wave).
         warmup: Share of the run over which it rises from 0, along a line.
 
     Returns:
@@ -31,7 +31,7 @@ def fading(progress: float, *, until: float = 1.0, decay: str = "none", warmup: 
     if progress >= until:
         return 0.0
     rise = min(1.0, progress / warmup) if warmup else 1.0
-    if decay == "none":
+    if decay == "constant":
         return rise
     gone = progress / until
     return rise * (1 - gone if decay == "linear" else (1 + math.cos(math.pi * gone)) / 2)

@@ -39,8 +39,8 @@ class GIDLoss(nn.Module):
         beta: Box weight of equation 8.
         roi_size: Height and width of the RoIAlign crops.
         feature_normalize: `instance` or `pixel`, see `feature_loss`.
-        standardize: What has mean 0 and variance 1 before features are compared: `none`, the `crops` of both models,
-            the `maps` of both, or those of the `teacher` alone.
+        standardize: What has mean 0 and variance 1 before features are compared: nothing (`raw`), the `crops` of both,
+            their `maps`, or those of the `teacher` alone.
         relation_reduction: `mean` or `sum`, see `relation_loss`.
         adapt_kernel: Kernel size of the adaptation layer.
         aligned: Predictions of teacher and student correspond one to one. If not, they are paired by overlap, and
@@ -61,7 +61,7 @@ class GIDLoss(nn.Module):
         beta: float = 1.0,
         roi_size: int = 10,
         feature_normalize: str = "instance",
-        standardize: str = "none",
+        standardize: str = "raw",
         relation_reduction: str = "mean",
         adapt_kernel: int = 1,
         aligned: bool = True,

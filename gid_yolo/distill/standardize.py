@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gid_yolo.ops.precision import wide
 
-# none; crops of both models over all levels together; maps of both, or of the teacher alone, each level for itself
-STANDARDIZE = ("none", "crops", "maps", "teacher")
+# As they are; crops of both over all levels together; maps of both, or of the teacher alone, each level for itself
+STANDARDIZE = ("raw", "crops", "maps", "teacher")
 _SMALLEST = 1e-6  # of a variance
 
 

@@ -37,7 +37,7 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
             beta=args.gid_beta,
             roi_size=args.gid_roi_size,
             feature_normalize=args.gid_normalize,
-            standardize=vars(args).get("gid_standardize") or "none",  # a run that was begun without it
+            standardize=vars(args).get("gid_standardize") or "raw",  # a run that was begun without it
             relation_reduction=args.gid_reduction,
             adapt_kernel=args.gid_adapt_kernel,
             types=args.gid_types,

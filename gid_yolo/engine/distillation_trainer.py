@@ -373,7 +373,7 @@ def set_factor(trainer: DistillationTrainer) -> None:
     unwrap_model(trainer.model).factor = fading(
         (trainer.iteration + 0.5) / trainer.schedule.iterations,  # the middle of the batch: a rise does not begin at 0
         until=trainer.own("distill_until") or 1.0,
-        decay=trainer.own("distill_decay") or "none",
+        decay=trainer.own("distill_decay") or "constant",
         warmup=trainer.own("distill_warmup") or 0.0,
     )
 

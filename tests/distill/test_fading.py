@@ -29,5 +29,5 @@ def test_it_rises_over_the_warmup():
 
 
 def test_another_decay_is_refused():
-    with pytest.raises(ValueError, match="decay=step must be one of none, linear, cosine"):
+    with pytest.raises(ValueError, match="decay=step must be one of constant, linear, cosine"):
         fading(0.1, decay="step")

@@ -101,7 +101,7 @@ def test_terms_equal_the_loops(pair: dict, normalize: str, reduction: str, top_k
     assert all(torch.isfinite(p.grad).all() for p in gid.parameters())
 
 
-@pytest.mark.parametrize("standardize", ["none", "crops", "maps", "teacher"])
+@pytest.mark.parametrize("standardize", ["raw", "crops", "maps", "teacher"])
 def test_features_are_standardised_where_it_is_said(pair: dict, standardize: str) -> None:
     """feature.py's and relation.py's functions, of crops and maps that were standardised by hand."""
     gid = make_loss(pair, weights={"feature": 1.0, "relation": 1.0, "response": 0.0}, standardize=standardize)
@@ -123,7 +123,7 @@ def test_features_are_standardised_where_it_is_said(pair: dict, standardize: str
 
 
 def test_an_unknown_standardisation_is_refused(pair: dict) -> None:
-    with pytest.raises(ValueError, match="standardize=both must be one of none, crops, maps, teacher"):
+    with pytest.raises(ValueError, match="standardize=both must be one of raw, crops, maps, teacher"):
         make_loss(pair, standardize="both")
 
 

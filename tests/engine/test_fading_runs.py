@@ -106,7 +106,7 @@ def test_a_resumed_run_fades_on_where_it_was(data, teacher, tmp_path, epochs):
     [
         ("distill_until", 0, "distill_until=0 would distil nothing"),
         ("distill_until", 1.5, "distill_until=1.5 must be a number from 0 to 1"),
-        ("distill_decay", "step", "distill_decay=step is unknown: choose from none, linear, cosine"),
+        ("distill_decay", "step", "distill_decay=step is unknown: choose from constant, linear, cosine"),
     ],
 )
 def test_a_fading_that_cannot_be_is_refused(data, teacher, tmp_path, key, value, sentence):
