@@ -148,7 +148,7 @@ def distilled(batch: int, size: int) -> list[Change]:
     return [
         Change("teacher's pass, norms folded, channels_last", lambda: own_pass(step.teacher), lambda: own_pass(frozen)),
         Change("scores read in parts", whole_scores, scores_in_parts),
-        Change("responses at the masked outputs alone", lambda: responses(mean_of_all), lambda: responses(mean_of_masked)),
+        Change("responses at masked outputs alone", lambda: responses(mean_of_all), lambda: responses(mean_of_masked)),
         Change("equation 1 by aminmax", whole_scores, extremes, kept=False),
         Change(
             "distances as a float64 product",
@@ -156,7 +156,7 @@ def distilled(batch: int, size: int) -> list[Change]:
             lambda: _product(crops_of.double()).sum(),
             kept=False,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _product(x: Tensor) -> Tensor:
