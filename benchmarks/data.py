@@ -1,6 +1,6 @@
 """The share of its time that a training waits for images, with the trainer's own loader and a GPU's step slept through.
 
-    python benchmarks/data.py --data coco_subset.yaml --imgsz 640 --batch 8 --workers 2 --rounds 5 --json out.json
+    python benchmarks/data.py --imgsz 640 --batch 8 --workers 2 --rounds 5 --json out.json
 
 - alone: images a second that the loader gives to a loop that does nothing else.
 - CPU: milliseconds of a core for an image in the workers, which other load on the machine changes little.
@@ -32,6 +32,7 @@ import torch
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_cpu_info
 
+from gid_yolo.data.synthetic import synthetic_dataset
 from gid_yolo.engine.seeding import start_epoch
 from gid_yolo.engine.trainer import GIDTrainer
 
@@ -87,7 +88,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="photographs: their decoding takes the time")
+    parser.add_argument("--data", default=None, help="images to decode; the embedded set, drawn at that size")
     parser.add_argument("--model", default="retina_nano", help="whose default augmentation is taken")
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--batch", type=int, default=8)
@@ -98,6 +99,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     LOGGER.setLevel("ERROR")
+    if options.data is None:
+        options.data = str(synthetic_dataset(image_size=options.imgsz, counts={"train": 128, "val": 8}))
     beginnings, streams, loaders, cells = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, cache in CACHES.items():

@@ -57,8 +57,32 @@ def test_plain(tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_data(tmp_path) -> None:
+    words = ("--imgsz", "64", "--batch", "4", "--workers", "1", "--steps", "0.05", "--batches", "2", "--rounds", "1")
+    found, printed = run("data.py", *words, out=tmp_path / "out.json")
+    assert 0 <= found["disk"]["waiting"]["0.05"]["median"] <= 1
+    assert "images/s" in printed
+
+
+@pytest.mark.slow
+def test_choice_of_instances(tmp_path) -> None:
+    words = ("--imgsz", "64", "--classes", "2", "--batch", "1", "--rounds", "1")
+    found, _ = run("gism.py", *words, out=tmp_path / "out.json")
+    assert found
+
+
+@pytest.mark.slow
+def test_kept(tmp_path) -> None:
+    words = ("--imgsz", "64", "--batch", "1", "--rounds", "1", "--steps", "1")
+    found, _ = run("kept.py", *words, out=tmp_path / "out.json")  # which checks that before and after are equal
+    pair = found["crops as sums of cells"]
+    assert pair["before_over_after"]["median"] == pytest.approx(pair["seconds"][0][0] / pair["seconds"][0][1])
+
+
+@pytest.mark.slow
 def test_evaluation(tmp_path) -> None:
     pytest.importorskip("faster_coco_eval", reason="the peer of this benchmark is installed for it alone")
     words = ("--images", "200", "--detections", "5", "--classes", "2", "--rate", "1000")
     found, _ = run("coco_eval.py", *words, out=tmp_path / "out.json")
-    assert found["columns"]["ours"] == pytest.approx(found["columns"]["pycocotools"], abs=1.01e-4)
+    assert found["columns"]["ours, 1000/s"] == pytest.approx(found["columns"]["pycocotools"], abs=1.01e-4)
+    assert found["seconds"]["ours, 1000/s"]["beside"]["median"] > 0
