@@ -70,7 +70,9 @@ def collect(project: Path, results: Path = RESULTS) -> int:
 def _runs(study: dict[str, Any], folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and line of every run of a study that has results."""
     settings = study["settings"]
-    common = {"data": Path(settings["data"]).name, "models": "; ".join(settings["models"].values())}
+    data = Path(settings["data"])
+    name = data.parent.name if data.stem == "data" else data.name  # of the embedded set, its version
+    common = {"data": name, "models": "; ".join(settings["models"].values())}
     for row in study["rows"]:
         for seed, run in row["runs"].items():
             if run["results"] is None:
