@@ -89,11 +89,24 @@ def _history(home: Path) -> dict[str, Any]:
         return {}
     with (home / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    curve = [[int(r["epoch"]), float(r["time"]), round(100 * float(r["metrics/mAP50-95(B)"]), 2)] for r in rows]
+    times = elapsed([float(row["time"]) for row in rows])
+    aps = [round(100 * float(row["metrics/mAP50-95(B)"]), 2) for row in rows]
+    curve = [[int(row["epoch"]), *rest] for row, *rest in zip(rows, times, aps, strict=True)]
     record = json.loads((home / "run.json").read_text(encoding="utf-8"))
     start = record["starts"][0]
     told = {key: start.get(key) for key in ("date", "cpu", "device", "threads", "versions", "teacher")}
     return {"curve": curve, "seconds": curve[-1][1], "commit": start["git"]["gid_yolo"], **told}
+
+
+def elapsed(times: list[float]) -> list[float]:
+    """Seconds since a run began, of a clock that starts anew whenever the run is resumed."""
+    found, before, last = [], 0.0, 0.0
+    for time in times:
+        if time < last:
+            before += last
+        found.append(round(before + time, 1))
+        last = time
+    return found
 
 
 def main() -> None:

@@ -49,12 +49,18 @@ def test_a_line_holds_what_its_run_measured(scripts, project, tmp_path) -> None:
             with (home / "results.csv").open(newline="") as file:
                 last = list(csv.DictReader(file))[-1]
             assert line["epochs"] == 2 == len(line["curve"]) == int(last["epoch"])
-            assert line["seconds"] == float(last["time"])
+            assert line["seconds"] == pytest.approx(float(last["time"]), abs=0.1)
             assert line["args"]["seed"] == line["seed"]
             assert (line["teacher"] is None) == (line["kind"] == "plain")
     before = results.read_text()
     train.collect(project, results)
     assert results.read_text() == before
+
+
+def test_the_clock_of_a_resumed_run_goes_on(scripts) -> None:
+    train, _ = scripts
+    assert train.elapsed([10.0, 20.0, 5.0, 15.0, 3.0]) == [10, 20, 20 + 5, 20 + 15, 20 + 15 + 3]
+    assert train.elapsed([]) == []
 
 
 @pytest.mark.slow
