@@ -23,6 +23,7 @@ from gid_yolo.analysis.statistics import paired_gain, spread
 from gid_yolo.export.report import align
 
 Line = dict[str, Any]
+PULLS = ("over_task", "cosine", "share")
 KINDS = ("teacher", "plain", "distilled")
 COLOURS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
@@ -63,6 +64,18 @@ def table(lines: Sequence[Line], split: str) -> str:
     return align([["", *(f"{epochs} epochs" for epochs in schedules)], *body], [False] * (len(schedules) + 1))
 
 
+def pulls(lines: Sequence[Line]) -> str:
+    """Of one data set and pair: how strongly each term pulls at the student's pyramid, where runs noted it."""
+    head = ["", "epochs", "seed", "term", "gradient / task's", "cosine to task's", "share"]
+    body = [
+        [line["row"], str(line["epochs"]), str(line["seed"]), term, *(f"{found[key]:.3g}" for key in PULLS)]
+        for line in lines
+        for term, found in line.get("pulls", {}).items()
+        if term != "task"
+    ]
+    return align([head, *body], [False] * len(head))
+
+
 def plot(lines: Sequence[Line], rows: Sequence[str], split: str, path: Path) -> None:
     """MAP against epochs and against the time that was trained for, of one data set and one pair."""
     import matplotlib
@@ -98,12 +111,16 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=["plain", "GID", "FitNet"], help="that are drawn")
     parser.add_argument("--data", default=None, help="only this one")
     parser.add_argument("--models", default=None, help="only these, as the titles name them")
+    parser.add_argument("--pulls", action="store_true", help="the gradients of the terms instead")
     options = parser.parse_args()
     groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in read(options.results):
         if options.data in (None, line["data"]) and options.models in (None, line["models"]):
             groups[line["data"], line["models"]].append(line)
     for (data, models), lines in groups.items():
+        if options.pulls:
+            print(f"\n{data}, {models}, medians over each run\n\n{pulls(lines)}")
+            continue
         print(f"\n{data}, {models}, mAP on {options.split}\n\n{table(lines, options.split)}")
         if options.plot and len(groups) == 1:
             plot(lines, options.rows, options.split, options.plot)

@@ -19,7 +19,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from gid_yolo.engine.gradients import read_gradients
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -95,7 +98,22 @@ def _history(home: Path) -> dict[str, Any]:
     record = json.loads((home / "run.json").read_text(encoding="utf-8"))
     start = record["starts"][0]
     told = {key: start.get(key) for key in ("date", "cpu", "device", "threads", "versions", "teacher")}
+    told |= pulls_of(home / "gradients.csv")
     return {"curve": curve, "seconds": curve[-1][1], "commit": start["git"]["gid_yolo"], **told}
+
+
+def pulls_of(file: Path) -> dict[str, Any]:
+    """Of every term the medians over a run of what `gradients=N` notes: its gradient over the task's, cosine, share."""
+    rows = read_gradients(file)
+    task = {iteration: norm for iteration, term, _, norm, *_ in rows if term == "task"}
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(term for _, term, *_ in rows):
+        own = [(norm / task[i], cosine, share) for i, term, _, norm, cosine, share in rows if term == name]
+        found[name] = {
+            key: float(f"{median(values):.4g}")
+            for key, values in zip(("over_task", "cosine", "share"), zip(*own, strict=True), strict=True)
+        }
+    return {"pulls": found} if found else {}
 
 
 def elapsed(times: list[float]) -> list[float]:

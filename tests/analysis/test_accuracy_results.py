@@ -27,9 +27,16 @@ def project(tmp_path_factory, data, checkpoints) -> Path:
     rows = [{"name": "teacher", "kind": "teacher"}, {"name": "plain", "kind": "plain"}, {"name": "GID"}]
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({"title": "", "columns": ["mAP"], "groups": [{"name": "all", "rows": rows}]}))
-    given = {"model": "retina_nano", "teacher": checkpoints["retina_nano"], "data": str(data), **FAST, "epochs": 2}
+    given = {
+        "model": "retina_nano",
+        "teacher": checkpoints["retina_nano"],
+        "data": str(data),
+        **FAST,
+        "epochs": 2,
+        "gradients": 1,
+    }
     for split in ("val", "train"):
-        study(path, seeds=[0, 1], split=split, jobs=2, project=str(folder / "runs"), **given)
+        study(path, seeds=[0, 1], split=split, jobs=2, data=str(data), project=str(folder / "runs"), **given)
     return folder / "runs"
 
 
@@ -51,10 +58,27 @@ def test_a_line_holds_what_its_run_measured(scripts, project, tmp_path) -> None:
             assert line["epochs"] == 2 == len(line["curve"]) == int(last["epoch"])
             assert line["seconds"] == pytest.approx(float(last["time"]), abs=0.1)
             assert line["args"]["seed"] == line["seed"]
+            assert ("pulls" in line) == (line["kind"] == "distilled")
             assert (line["teacher"] is None) == (line["kind"] == "plain")
     before = results.read_text()
     train.collect(project, results)
     assert results.read_text() == before
+
+
+def test_pulls_are_medians_over_the_run(scripts, tmp_path) -> None:
+    train, report = scripts
+    file = tmp_path / "gradients.csv"
+    rows = [(1, 2.0, 8.0), (2, 4.0, 8.0), (3, 1.0, 9.0)]  # norms of the task and of a term: ratios 4, 2, 9
+    lines = ["iteration,term,value,norm,cosine,share"]
+    for i, task, term in rows:
+        lines += [f"{i},task,1,{task},1,0.5", f"{i},feat_loss,1,{term},{i / 10},0.{i}"]
+    file.write_text("\n".join(lines) + "\n")
+    found = train.pulls_of(file)
+    assert found["pulls"]["feat_loss"] == {"over_task": 4, "cosine": 0.2, "share": 0.2}
+    assert found["pulls"]["task"] == {"over_task": 1, "cosine": 1, "share": 0.5}
+    assert train.pulls_of(tmp_path / "none.csv") == {}
+    text = report.pulls([{"row": "GID", "epochs": 3, "seed": 0, **found}])
+    assert text.splitlines()[-1].split()[1:-1:2] == ["GID", "3", "0", "feat_loss", "4", "0.2", "0.2"]
 
 
 def test_the_clock_of_a_resumed_run_goes_on(scripts) -> None:
