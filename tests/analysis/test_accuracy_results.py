@@ -27,16 +27,10 @@ def project(tmp_path_factory, data, checkpoints) -> Path:
     rows = [{"name": "teacher", "kind": "teacher"}, {"name": "plain", "kind": "plain"}, {"name": "GID"}]
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({"title": "", "columns": ["mAP"], "groups": [{"name": "all", "rows": rows}]}))
-    given = {
-        "model": "retina_nano",
-        "teacher": checkpoints["retina_nano"],
-        "data": str(data),
-        **FAST,
-        "epochs": 2,
-        "gradients": 1,
-    }
+    pair = {"model": "retina_nano", "teacher": checkpoints["retina_nano"], "data": str(data)}
+    given = {**FAST, **pair, "epochs": 2, "gradients": 1, "project": str(folder / "runs")}
     for split in ("val", "train"):
-        study(path, seeds=[0, 1], split=split, jobs=2, data=str(data), project=str(folder / "runs"), **given)
+        study(path, seeds=[0, 1], split=split, jobs=2, **given)
     return folder / "runs"
 
 
