@@ -133,7 +133,10 @@ class Runner:
         file = self.folder / run.name / "args.yaml"
         if run.checkpoint is not None or not file.is_file():
             return
-        began = without_none(load_yaml(file))
+        try:
+            began = without_none(load_yaml(file))
+        except ValueError as error:
+            raise UserError(f"{error} Remove {file.parent}, so that the run begins anew.") from error
         wanted = without_none({**defaults_of(run.args["model"], run.args.get("trust", False)), **run.args})
         plain = "teacher" not in run.args
         for key in sorted(OWN_KEYS - UNTRAINED - {"teacher", "recipe", "backbone_weights"}):

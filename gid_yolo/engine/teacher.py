@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import LOGGER, SETTINGS, YAML
+from ultralytics.utils import LOGGER, SETTINGS
 
 from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.engine.allocations import built_from
@@ -121,9 +122,9 @@ def best_finished_run(name: str, data: str | Path, project: str | Path | None = 
     """Validation mAP in percent and best.pt of the most accurate finished plain run of model `name` on `data`."""
     runs = []
     for best in finished_runs(name, data, project):
-        ap = load_yaml(best.parents[1] / "coco_metrics.json").get("mAP")  # JSON is yaml
-        if isinstance(ap, int | float):
-            runs.append((float(ap), best))
+        with suppress(OSError, ValueError):  # another run's file, which may be damaged
+            ap = load_yaml(best.parents[1] / "coco_metrics.json").get("mAP")  # JSON is yaml
+            runs += [(float(ap), best)] if isinstance(ap, int | float) else []
     return max(runs) if runs else None
 
 
@@ -139,8 +140,11 @@ def finished_runs(name: str, data: str | Path, project: str | Path | None = None
         best = file.parent / "weights" / "best.pt"
         if not best.is_file() or not (file.parent / "coco_metrics.json").is_file():
             continue
-        args = YAML.load(file)
-        same_data = args.get("data") and Path(args["data"]).resolve() == Path(data).resolve()
+        try:
+            args = load_yaml(file)
+        except (OSError, ValueError):  # another run's, which may be damaged
+            continue
+        same_data = args.get("data") and Path(str(args["data"])).resolve() == Path(data).resolve()
         other = any(args.get(key) for key in ("teacher", "backbone", "single_cls", "classes"))  # another model or data
         if args.get("model") == name and same_data and not other and args.get("fraction") in (None, 1.0):
             runs.append(best)

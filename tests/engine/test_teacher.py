@@ -83,7 +83,14 @@ def test_a_finished_run_on_the_same_data_is_found_and_no_other(data, tmp_path):
     assert resolve_teacher("retina_nano", data, {}) == trainer.best.resolve()
     assert find_finished_run("retina_small", data) is None
     assert find_finished_run("retina_nano", write_data(tmp_path / "elsewhere")) is None
-    (trainer.save_dir / "coco_metrics.json").unlink()  # as if it had been interrupted
+    metrics = trainer.save_dir / "coco_metrics.json"
+    metrics.write_text("[1, 2")
+    assert best_finished_run("retina_nano", data) is None
+    damaged = trainer.save_dir.with_name("damaged")
+    shutil.copytree(trainer.save_dir, damaged)
+    (damaged / "args.yaml").write_text("model: [")
+    assert find_finished_run("retina_nano", data) == trainer.best.resolve()
+    metrics.unlink()  # as if it had been interrupted
     assert find_finished_run("retina_nano", data) is None
 
 
