@@ -19,12 +19,13 @@ from typing import Any
 
 from train import RESULTS
 
-from gid_yolo.analysis.statistics import paired_gain, spread
+from gid_yolo.analysis.statistics import Gain, paired_gain, spread
 from gid_yolo.export.report import align
 
 Line = dict[str, Any]
 PULLS = ("over_task", "cosine", "share")
 KINDS = ("teacher", "plain", "distilled")
+EQUAL = 0.97  # of a time that counts as the same: the clock of a shared machine is no better
 COLOURS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
@@ -57,11 +58,38 @@ def table(lines: Sequence[Line], split: str) -> str:
             text += f" ± {found.std:.1f}" if found and found.std is not None else ""
             gain = paired_gain(values, plain) if kind == "distilled" else None
             if gain:
-                text += f", {gain.mean:+.1f}"
-                text += f" [{gain.low:+.1f}, {gain.high:+.1f}]" if gain.low is not None else " (1 seed)"
+                text += f", {told(gain)}"
             cells.append(text)
         body.append([row, *cells])
     return align([["", *(f"{epochs} epochs" for epochs in schedules)], *body], [False] * (len(schedules) + 1))
+
+
+def at_equal_time(lines: Sequence[Line], split: str) -> str:
+    """Each distilled row beside the plain student that trained as long by the clock, or longer: the shortest such."""
+    lines = [x for x in lines if x.get(split) and x.get("seconds")]
+    times: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for x in lines:
+        if x["kind"] != "teacher":
+            times[x["row"], x["epochs"]].append(x["seconds"])
+    middle = {key: median(values) for key, values in times.items()}
+    distilled = dict.fromkeys((x["row"], x["epochs"]) for x in lines if x["kind"] == "distilled")
+    body = []
+    for row, epochs in distilled:
+        plain = [key for key in middle if key[0] == "plain" and middle[key] >= EQUAL * middle[row, epochs]]
+        line = [row, str(epochs), f"{middle[row, epochs] / 60:.0f}"]
+        if not plain:
+            body.append([*line, "none so long", "", ""])
+            continue
+        key = min(plain, key=lambda x: middle[x])
+        gain = paired_gain(by_seed(lines, row, epochs, split), by_seed(lines, *key, split))
+        body.append([*line, str(key[1]), f"{middle[key] / 60:.0f}", told(gain) if gain else "no seed in common"])
+    head = ["", "epochs", "minutes", "plain epochs", "plain minutes", "gain"]
+    return align([head, *body], [False] * len(head))
+
+
+def told(gain: Gain) -> str:
+    """A gain with its interval."""
+    return f"{gain.mean:+.1f}" + (f" [{gain.low:+.1f}, {gain.high:+.1f}]" if gain.low is not None else " (1 seed)")
 
 
 def pulls(lines: Sequence[Line]) -> str:
@@ -122,6 +150,7 @@ def main() -> None:
             print(f"\n{data}, {models}, medians over each run\n\n{pulls(lines)}")
             continue
         print(f"\n{data}, {models}, mAP on {options.split}\n\n{table(lines, options.split)}")
+        print(f"\nAt equal time\n\n{at_equal_time(lines, options.split)}")
         if options.plot and len(groups) == 1:
             plot(lines, options.rows, options.split, options.plot)
 

@@ -100,3 +100,26 @@ def test_the_report_has_means_and_gains(scripts, project, tmp_path) -> None:
     assert "50.0" in text
     report.plot(lines, ["plain", "GID"], "val", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_at_equal_time_plain_has_at_least_as_long(scripts) -> None:
+    _, report = scripts
+
+    def line(row: str, epochs: int, seed: int, seconds: float, ap: float) -> dict:
+        kind = "plain" if row == "plain" else "distilled"
+        return {"row": row, "kind": kind, "epochs": epochs, "seed": seed, "seconds": seconds, "val": {"mAP": ap}}
+
+    lines = [line("teacher", 9, 0, 60, 50) | {"kind": "teacher"}]
+    lines += [line("plain", 10, 0, 60, 20), line("plain", 20, 0, 120, 30), line("plain", 40, 0, 240, 34)]
+    lines += [line("plain", 20, 1, 126, 32)]
+    lines += [line("GID", 10, 0, 122, 31), line("GID", 10, 1, 130, 34)]  # median 126; plain's, 123, is 0.976 of it
+    lines += [line("GID", 40, 0, 480, 40)]  # twice what any plain run had
+    lines += [line("other", 10, 5, 61, 40)]  # of a seed that plain has not
+    rows = [
+        [cell.strip() for cell in text.split("|")[1:-1]] for text in report.at_equal_time(lines, "val").splitlines()
+    ]
+    # 31 - 30 and 34 - 32: mean 1.5, deviation 1 / sqrt(2), Student's t 12.706 x (1 / sqrt(2)) / sqrt(2) = 6.4
+    assert rows[2] == ["GID", "10", "2", "20", "2", "+1.5 [-4.9, +7.9]"]
+    assert rows[3] == ["GID", "40", "8", "none so long", "", ""]
+    assert rows[4] == ["other", "10", "1", "10", "1", "no seed in common"]
+    assert len(rows) == 5
