@@ -17,11 +17,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import ultralytics
+
+from gid_yolo.engine.config import OWN_KEYS
 from gid_yolo.engine.gradients import read_gradients
 
 HERE = Path(__file__).parent
@@ -29,11 +32,14 @@ BIN = Path(sys.executable).parent
 RESULTS = HERE.parent / "results" / "accuracy.jsonl"
 SPLITS = ("val", "test")
 ENVIRONMENT = {**os.environ, "YOLO_AUTOINSTALL": "False", "YOLO_OFFLINE": "True"}
+PAIRS = {kind: (f"{kind}_small", f"{kind}_nano") for kind in ("retina", "fcos", "frcnn")}
+PAIRS["yolo"] = "yolo11s.yaml", "yolo11n.yaml"
+ULTRALYTICS = "Ultralytics' distill_model"  # the row of its own distillation, of YOLO alone
 
 
-def command(mode: str, *words: str, **arguments: Any) -> None:
-    """Run `gid-<mode> key=value ...`; a failure ends the script."""
-    line = [f"gid-{mode}", *words, *(f"{key}={value}" for key, value in arguments.items())]
+def command(program: str, *words: str, **arguments: Any) -> None:
+    """Run `<program> key=value ...`; a failure ends the script."""
+    line = [program, *words, *(f"{key}={value}" for key, value in arguments.items())]
     print(f"\n$ {' '.join(line)}", flush=True)
     if code := subprocess.run([str(BIN / line[0]), *line[1:]], env=ENVIRONMENT, check=False).returncode:
         sys.exit(code)
@@ -44,15 +50,20 @@ def train_teacher(home: Path, model: str, arguments: dict[str, Any]) -> Path:
     best, last = home / "weights" / "best.pt", home / "weights" / "last.pt"
     if not (home / "coco_metrics.json").is_file():
         if last.is_file():
-            command("train", "resume=True", model=last)
+            command("gid-train", "resume=True", model=last)
         else:
             place = {"project": home.parent.resolve(), "name": home.name, "exist_ok": True}
-            command("train", model=model, plots=False, patience=0, **place, **arguments)
+            command("gid-train", model=model, plots=False, patience=0, **place, **arguments)
     return best
 
 
-def collect(project: Path, results: Path = RESULTS) -> int:
+def collect(project: Path, results: Path = RESULTS, more: Sequence[dict[str, Any]] = ()) -> int:
     """Write a line for each finished run of the studies in a folder, in place of an older one of the same run.
+
+    Args:
+        project: The folder.
+        results: The file.
+        more: Lines besides.
 
     Returns:
         How many lines the file has.
@@ -60,22 +71,20 @@ def collect(project: Path, results: Path = RESULTS) -> int:
     lines = {}
     if results.is_file():
         lines = {line["run"]: line for line in map(json.loads, results.read_text(encoding="utf-8").splitlines())}
-    for file in sorted(project.glob("*.json")):
-        study = json.loads(file.read_text(encoding="utf-8"))
-        for name, found in _runs(study, project / "runs"):
-            lines[name] = {**lines.get(name, {}), **found}
+    studies = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(project.glob("*.json"))]
+    found = [line for study in studies for line in _runs(study, project / "runs")]
+    for line in [*found, *more]:
+        lines[line["run"]] = {**lines.get(line["run"], {}), **line}
     ordered = sorted(lines.values(), key=lambda x: (x["data"], x["models"], x["epochs"] or 0, x["row"], x["seed"]))
     results.parent.mkdir(exist_ok=True)
     results.write_text("".join(json.dumps(line) + "\n" for line in ordered), encoding="utf-8")
     return len(ordered)
 
 
-def _runs(study: dict[str, Any], folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and line of every run of a study that has results."""
+def _runs(study: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+    """The line of every run of a study that has results."""
     settings = study["settings"]
-    data = Path(settings["data"])
-    name = data.parent.name if data.stem == "data" else data.name  # of the embedded set, its version
-    common = {"data": name, "models": "; ".join(settings["models"].values())}
+    common = {"data": name_of(Path(settings["data"])), "models": "; ".join(settings["models"].values())}
     for row in study["rows"]:
         for seed, run in row["runs"].items():
             if run["results"] is None:
@@ -83,23 +92,33 @@ def _runs(study: dict[str, Any], folder: Path) -> Iterator[tuple[str, dict[str, 
             args = {key: Path(x).name if key in {"data", "teacher"} else x for key, x in run["args"].items()}
             found = {**common, "row": row["name"], "kind": row["kind"], "seed": int(seed), "run": run["run"]}
             found |= {"epochs": args.get("epochs"), settings["split"]: run["results"], "args": args}
-            yield run["run"], found | _history(folder / run["run"])
+            yield found | _history(folder / run["run"])
+
+
+def name_of(data: Path) -> str:
+    """The data set's: of the embedded one, its version."""
+    return data.parent.name if data.stem == "data" else data.name
 
 
 def _history(home: Path) -> dict[str, Any]:
     """What a run's folder says of its training: the curve (epoch, seconds, mAP), the machine, versions, the commit."""
     if not (home / "results.csv").is_file():
         return {}
-    with (home / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    times = elapsed([float(row["time"]) for row in rows])
-    aps = [round(100 * float(row["metrics/mAP50-95(B)"]), 2) for row in rows]
-    curve = [[int(row["epoch"]), *rest] for row, *rest in zip(rows, times, aps, strict=True)]
     record = json.loads((home / "run.json").read_text(encoding="utf-8"))
     start = record["starts"][0]
     told = {key: start.get(key) for key in ("date", "cpu", "device", "threads", "versions", "teacher")}
     told |= pulls_of(home / "gradients.csv")
-    return {"curve": curve, "seconds": curve[-1][1], "commit": start["git"]["gid_yolo"], **told}
+    return {**curve_of(home / "results.csv"), "commit": start["git"]["gid_yolo"], **told}
+
+
+def curve_of(file: Path) -> dict[str, Any]:
+    """The curve, (epoch, seconds, mAP), and the seconds in all."""
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    times = elapsed([float(row["time"]) for row in rows])
+    aps = [round(100 * float(row["metrics/mAP50-95(B)"]), 2) for row in rows]
+    curve = [[int(row["epoch"]), *rest] for row, *rest in zip(rows, times, aps, strict=True)]
+    return {"curve": curve, "seconds": curve[-1][1]}
 
 
 def pulls_of(file: Path) -> dict[str, Any]:
@@ -127,38 +146,91 @@ def elapsed(times: list[float]) -> list[float]:
     return found
 
 
+def pairs_of(words: Sequence[str]) -> dict[str, str]:
+    """The words `key=value` by key."""
+    return dict(word.split("=", 1) for word in words)
+
+
+def by_ultralytics(home: Path, student: str, arguments: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """A YOLO student under `distill_model=`, by Ultralytics' own program: the ten columns of every split.
+
+    What is distilled apart, it is the run of `gid-study`: the same arguments, measured by the same `gid-val`.
+    """
+    best, last = home / "weights" / "best.pt", home / "weights" / "last.pt"
+    place = {"project": home.parent, "name": home.name, "exist_ok": True}
+    found = {}
+    for split in SPLITS:
+        measured = home.with_name(f"{home.name}-{split}")
+        file = measured / "coco_metrics.json"
+        if not file.is_file():
+            if not (home / "finished").is_file():
+                if last.is_file():
+                    command("yolo", "detect", "train", "resume=True", model=last)
+                else:
+                    command("yolo", "detect", "train", model=student, plots=False, patience=0, **place, **arguments)
+                (home / "finished").touch()  # nothing that Ultralytics writes says so
+            command(
+                "gid-val", model=best, data=arguments["data"], imgsz=arguments["imgsz"], split=split, plots=False,
+                project=measured.parent, name=measured.name, exist_ok=True,
+            )  # fmt: skip
+        values = json.loads(file.read_text(encoding="utf-8"))
+        found[split] = {key: value for key, value in values.items() if key not in {"split", "images"}}
+    return found
+
+
+def ultralytics_line(
+    home: Path, models: str, results: dict[str, dict[str, float]], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """The line of such a run in the file of results."""
+    args = {key: Path(x).name if key in {"data", "distill_model"} else x for key, x in arguments.items()}
+    found = {"data": name_of(Path(arguments["data"])), "models": models, "row": ULTRALYTICS, "kind": "distilled"}
+    found |= {"seed": args["seed"], "run": home.name, "epochs": args["epochs"], **results, "args": args}
+    return found | curve_of(home / "results.csv") | {"versions": {"ultralytics": ultralytics.__version__}}
+
+
 def main() -> None:
     """Train what is missing, evaluate it on both splits, keep the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a data yaml with the splits train, val and test")
-    parser.add_argument("--kind", choices=("retina", "fcos", "frcnn"), default="retina")
+    parser.add_argument("--kind", choices=tuple(PAIRS), default="retina")
     parser.add_argument("--study", type=Path, default=HERE / "methods.yaml")
     parser.add_argument("--epochs", type=int, nargs="+", default=[20, 40, 80])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--teacher-epochs", type=int, default=60)
     parser.add_argument("--teacher-weights", default=True, help="ImageNet weights of its backbone, timm's keys")
+    parser.add_argument("--teacher-more", nargs="*", default=[], help="other arguments of gid-train for the teacher")
     parser.add_argument("--student-weights", default=None, help="likewise; random without it")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--project", type=Path, default=Path("runs") / "accuracy")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("more", nargs="*", help="other arguments of gid-train, key=value, for every student")
     options = parser.parse_args()
     project = (options.project / options.data.stem).resolve()
     every = {"data": options.data.resolve(), "imgsz": options.imgsz, "rect": True, "cache": "ram"}
-    teaching = {"epochs": options.teacher_epochs, "backbone_weights": options.teacher_weights, "workers": 0}
+    teaching = {"epochs": options.teacher_epochs, "workers": 0}
+    if options.kind != "yolo":  # whose weights are in its file
+        teaching["backbone_weights"] = options.teacher_weights
+    large, small = PAIRS[options.kind]
     home = project / f"teacher_{options.kind}"
-    teacher = train_teacher(home, f"{options.kind}_small", {**every, **teaching})
-    given = dict(word.split("=", 1) for word in options.more)
+    teacher = train_teacher(home, large, {**every, **teaching, **pairs_of(options.teacher_more)})
+    given = pairs_of(options.more)
     if options.student_weights:
         given["backbone_weights"] = options.student_weights
+    common = {**every, "workers": 0, **given}
     for epochs in options.epochs:
         for split in SPLITS:
-            command(
-                "study", str(options.study), model=f"{options.kind}_nano", teacher=teacher, epochs=epochs,
-                seeds=str(options.seeds).replace(" ", ""), jobs=options.jobs, project=project, workers=0,
-                split=split, **every, **given,
-            )  # fmt: skip
-            print(f"{RESULTS}: {collect(project)} runs")
+            seeds, jobs = str(options.seeds).replace(" ", ""), options.jobs
+            pair, place = {"model": small, "teacher": teacher}, {"project": project, "split": split, "jobs": jobs}
+            command("gid-study", str(options.study), **pair, epochs=epochs, seeds=seeds, **place, **common)
+            print(f"{options.results}: {collect(project, options.results)} runs")
+        for seed in options.seeds if options.kind == "yolo" else ():
+            arguments = {key: value for key, value in common.items() if key not in OWN_KEYS}
+            arguments |= {"epochs": epochs, "seed": seed, "distill_model": teacher}
+            folder = project / "ultralytics" / f"{Path(small).stem}-{name_of(options.data)}-{epochs}-seed{seed}"
+            results = by_ultralytics(folder, small, arguments)
+            line = ultralytics_line(folder, f"{Path(small).stem} under {home.name}", results, arguments)
+            print(f"{options.results}: {collect(project, options.results, [line])} runs")
 
 
 if __name__ == "__main__":

@@ -123,3 +123,36 @@ def test_at_equal_time_plain_has_at_least_as_long(scripts) -> None:
     assert rows[3] == ["GID", "40", "8", "none so long", "", ""]
     assert rows[4] == ["other", "10", "1", "10", "1", "no seed in common"]
     assert len(rows) == 5
+
+
+@pytest.mark.slow
+def test_ultralytics_own_distillation_stands_beside_ours(scripts, data, tmp_path, monkeypatch) -> None:
+    train, report = scripts
+    monkeypatch.setattr(train, "SPLITS", ("val",))
+    study_file, results = tmp_path / "plain.yaml", tmp_path / "accuracy.jsonl"
+    rows = [{"name": "teacher", "kind": "teacher"}, {"name": "plain", "kind": "plain"}]
+    study_file.write_text(yaml.safe_dump({"title": "", "columns": ["mAP"], "groups": [{"name": "all", "rows": rows}]}))
+    words = f"train --data {data} --kind yolo --study {study_file} --epochs 2 --seeds 3 --imgsz 64 --teacher-epochs 1 "
+    words += f"--project {tmp_path / 'runs'} --results {results} batch=4 rect=False teacher_min_ap=0"
+    monkeypatch.setattr("sys.argv", words.split())
+    train.main()
+    teacher, plain, own = sorted(report.read(results), key=lambda x: (x["kind"] != "teacher", x["kind"] != "plain"))
+    assert [x["kind"] for x in (teacher, plain, own)] == ["teacher", "plain", "distilled"]
+    assert own["row"] == train.ULTRALYTICS
+    for key in ("data", "models", "epochs", "seed"):
+        assert own[key] == plain[key]
+    folder = tmp_path / "runs" / "data" / "ultralytics" / own["run"]
+    began, twin = (
+        yaml.safe_load((x / "args.yaml").read_text()) for x in (folder, folder.parents[1] / "runs" / plain["run"])
+    )
+    apart = {key for key in began if key in twin and began[key] != twin[key]}
+    assert apart == {"distill_model", "name", "project", "save_dir"}  # what is not of the place is alike
+    assert began["distill_model"].endswith("best.pt")
+    header = (folder / "results.csv").read_text().splitlines()[0]
+    assert "train/dis_loss" in header
+    measured = json.loads((folder.with_name(f"{folder.name}-val") / "coco_metrics.json").read_text())
+    assert own["val"]["mAP"] == measured["mAP"]
+    assert len(own["curve"]) == 2
+    before = results.read_text()
+    train.main()  # finds everything done
+    assert results.read_text() == before
