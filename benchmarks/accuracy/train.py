@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("more", nargs="*", help="other arguments of gid-train, key=value, for every student")
     options = parser.parse_args()
-    project = (options.project / options.data.stem).resolve()
+    project = (options.project / Path(name_of(options.data)).stem).resolve()
     every = {"data": options.data.resolve(), "imgsz": options.imgsz, "rect": True, "cache": "ram"}
     teaching = {"epochs": options.teacher_epochs, "workers": 0}
     if options.kind != "yolo":  # whose weights are in its file
