@@ -369,9 +369,24 @@ class DistillationTrainer(WatchedTrainer):
 
 
 def set_factor(trainer: DistillationTrainer) -> None:
-    """Before a batch: how much the distillation terms weigh in it."""
-    unwrap_model(trainer.model).factor = fading(
-        (trainer.iteration + 0.5) / trainer.schedule.iterations,  # the middle of the batch: a rise does not begin at 0
+    """Before a batch: how much the distillation terms weigh in it. Where they have just ended, the optimiser forgets.
+
+    AdamW divides a step by the average size of past gradients, which it keeps for a thousand steps. Those of an
+    unbalanced feature loss are hundreds of times the task's, so that the backbone would hardly move without them, and
+    the heads, whose part the clipping had made small, would jump.
+    """
+    factor = factor_of(trainer, trainer.iteration)
+    unwrap_model(trainer.model).factor = factor
+    if not factor and trainer.iteration and factor_of(trainer, trainer.iteration - 1):
+        trainer.optimizer.state.clear()
+        if RANK in {-1, 0}:
+            LOGGER.info(f"the teacher is let go from iteration {trainer.iteration + 1} on; the optimiser starts anew.")
+
+
+def factor_of(trainer: DistillationTrainer, iteration: int) -> float:
+    """How much the distillation terms weigh in an iteration of a run."""
+    return fading(
+        (iteration + 0.5) / trainer.schedule.iterations,  # the middle of the batch: a rise does not begin at 0
         until=trainer.own("distill_until") or 1.0,
         decay=trainer.own("distill_decay") or "constant",
         warmup=trainer.own("distill_warmup") or 0.0,

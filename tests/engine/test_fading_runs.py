@@ -54,6 +54,17 @@ def test_the_terms_fall_and_the_teacher_is_left_out(data, teacher, tmp_path):
     assert {row["iteration"] for row in rows} == {"1", "2", "3", "4"}
 
 
+def test_the_optimiser_starts_anew_without_the_teacher(data, teacher, tmp_path):
+    """Or its averages of the feature loss's gradients would divide those of the task for a thousand steps."""
+    trainer, steps = make(data, teacher, tmp_path / "run", distill_until=0.5, nbs=4), []
+    trainer.add_callback(
+        "on_train_batch_end", lambda t: steps.append({int(x["step"]) for x in t.optimizer.state.values()})
+    )
+    trainer.train()
+    assert trainer.args.optimizer == "AdamW"
+    assert steps == [{1}, {2}, {3}, {4}] * 2  # 4 epochs of 2 batches
+
+
 def test_the_factor_multiplies_the_terms(data, teacher, tmp_path):
     runs = []
     for name, settings in (("whole", {}), ("half", {"distill_warmup": 1.0})):
