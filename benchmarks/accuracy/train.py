@@ -107,6 +107,8 @@ def _history(home: Path) -> dict[str, Any]:
     record = json.loads((home / "run.json").read_text(encoding="utf-8"))
     start = record["starts"][0]
     told = {key: start.get(key) for key in ("date", "cpu", "device", "threads", "versions", "teacher")}
+    if told["teacher"]:
+        told["teacher"] = {**told["teacher"], "path": Path(told["teacher"]["path"]).name}  # no path of this machine
     told |= pulls_of(home / "gradients.csv")
     return {**curve_of(home / "results.csv"), "commit": start["git"]["gid_yolo"], **told}
 

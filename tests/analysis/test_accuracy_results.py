@@ -54,6 +54,7 @@ def test_a_line_holds_what_its_run_measured(scripts, project, tmp_path) -> None:
             assert line["args"]["seed"] == line["seed"]
             assert ("pulls" in line) == (line["kind"] == "distilled")
             assert (line["teacher"] is None) == (line["kind"] == "plain")
+            assert line["teacher"] is None or line["teacher"]["path"] == "best.pt"
     before = results.read_text()
     train.collect(project, results)
     assert results.read_text() == before
