@@ -66,23 +66,26 @@ def table(lines: Sequence[Line], split: str) -> str:
 
 def at_equal_time(lines: Sequence[Line], split: str) -> str:
     """Each distilled row beside the plain student that trained as long by the clock, or longer: the shortest such."""
-    lines = [x for x in lines if x.get(split) and x.get("seconds")]
-    times: dict[tuple[str, int], list[float]] = defaultdict(list)
+    lines = [x for x in lines if x.get(split) and x.get("seconds") and x["kind"] != "teacher"]
+    groups: dict[tuple[str, int], list[Line]] = defaultdict(list)
     for x in lines:
-        if x["kind"] != "teacher":
-            times[x["row"], x["epochs"]].append(x["seconds"])
-    middle = {key: median(values) for key, values in times.items()}
-    distilled = dict.fromkeys((x["row"], x["epochs"]) for x in lines if x["kind"] == "distilled")
+        groups[x["row"], x["epochs"]].append(x)
+    minutes = {key: median(x["seconds"] for x in group) / 60 for key, group in groups.items()}
     body = []
-    for row, epochs in distilled:
-        plain = [key for key in middle if key[0] == "plain" and middle[key] >= EQUAL * middle[row, epochs]]
-        line = [row, str(epochs), f"{middle[row, epochs] / 60:.0f}"]
-        if not plain:
-            body.append([*line, "none so long", "", ""])
+    for (row, epochs), group in groups.items():
+        if group[0]["kind"] == "plain":
             continue
-        key = min(plain, key=lambda x: middle[x])
-        gain = paired_gain(by_seed(lines, row, epochs, split), by_seed(lines, *key, split))
-        body.append([*line, str(key[1]), f"{middle[key] / 60:.0f}", told(gain) if gain else "no seed in common"])
+        values = by_seed(lines, row, epochs, split)
+        plain = {n: by_seed(lines, "plain", n, split) for name, n in groups if name == "plain"}
+        common = [n for n in plain if values.keys() & plain[n].keys()]
+        as_long = [n for n in common if minutes["plain", n] >= EQUAL * minutes[row, epochs]]
+        line = [row, str(epochs), f"{minutes[row, epochs]:.0f}"]
+        if not common:
+            body.append([*line, "none of its seeds", "", ""])
+            continue
+        n = min(as_long, key=lambda x: minutes["plain", x]) if as_long else max(common)
+        gain = paired_gain(values, plain[n]) if as_long else None
+        body.append([*line, str(n), f"{minutes['plain', n]:.0f}", told(gain) if gain else "none so long"])
     head = ["", "epochs", "minutes", "plain epochs", "plain minutes", "gain"]
     return align([head, *body], [False] * len(head))
 

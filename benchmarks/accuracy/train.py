@@ -5,14 +5,17 @@ r"""Train teacher, plain and distilled students at several schedules, and keep e
     python benchmarks/accuracy/report.py
 
 A schedule is a `gid-study` of its own over the rows of `--study`: in one seed, all rows have the same first weights and
-see the same images in the same order. Results of both splits, the curve of the validation mAP and all arguments go to
-`benchmarks/results/accuracy.jsonl`, a line for each run. The same command goes on with what was interrupted.
+see the same images in the same order (Ultralytics' own distillation, which stands beside them for YOLO, starts from the
+same weights and draws its own order and augmentations). Results of both splits, the curve of the validation mAP and all
+arguments go to `benchmarks/results/accuracy.jsonl`, a line for each run. The same command goes on with what was
+interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -23,7 +26,9 @@ from statistics import median
 from typing import Any
 
 import ultralytics
+import yaml
 
+from gid_yolo.analysis.study_plan import OF_EVALUATION
 from gid_yolo.engine.config import OWN_KEYS
 from gid_yolo.engine.gradients import read_gradients
 
@@ -34,6 +39,7 @@ SPLITS = ("val", "test")
 ENVIRONMENT = {**os.environ, "YOLO_AUTOINSTALL": "False", "YOLO_OFFLINE": "True"}
 PAIRS = {kind: (f"{kind}_small", f"{kind}_nano") for kind in ("retina", "fcos", "frcnn")}
 PAIRS["yolo"] = "yolo11s.yaml", "yolo11n.yaml"
+SCHEDULE = {"iterations", "lr_steps", "warmup_iterations", "recipe"}  # arguments that Ultralytics has not
 ULTRALYTICS = "Ultralytics' distill_model"  # the row of its own distillation, of YOLO alone
 
 
@@ -92,7 +98,20 @@ def _runs(study: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
             args = {key: Path(x).name if key in {"data", "teacher"} else x for key, x in run["args"].items()}
             found = {**common, "row": row["name"], "kind": row["kind"], "seed": int(seed), "run": run["run"]}
             found |= {"epochs": args.get("epochs"), settings["split"]: run["results"], "args": args}
-            yield found | _history(folder / run["run"])
+            if row["kind"] == "teacher":  # whose run the study only measured
+                yield found | trained(folder.parent / settings["models"][row["group"]].split(" under ")[-1])
+            else:
+                yield found | _history(folder / run["run"])
+
+
+def trained(home: Path) -> dict[str, Any]:
+    """How a teacher was trained, where its run lies in the project."""
+    if not (home / "args.yaml").is_file():
+        return {}
+    given = yaml.safe_load((home / "args.yaml").read_text(encoding="utf-8")).items()
+    args = {key: Path(x).name if isinstance(x, str) else x for key, x in given if x is not None}
+    left_out = {"project", "name", "save_dir", "exist_ok"}
+    return {**_history(home), "args": {key: x for key, x in args.items() if key not in left_out}}
 
 
 def name_of(data: Path) -> str:
@@ -114,7 +133,9 @@ def _history(home: Path) -> dict[str, Any]:
 
 
 def curve_of(file: Path) -> dict[str, Any]:
-    """The curve, (epoch, seconds, mAP), and the seconds in all."""
+    """The curve, (epoch, seconds, mAP), and the seconds in all; nothing where there is no file."""
+    if not file.is_file():
+        return {}
     with file.open(newline="") as opened:
         rows = list(csv.DictReader(opened))
     times = elapsed([float(row["time"]) for row in rows])
@@ -153,10 +174,17 @@ def pairs_of(words: Sequence[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
+def digest_of(arguments: dict[str, Any]) -> str:
+    """Of all that a run of Ultralytics is trained by, its teacher's file and data among it."""
+    telling = {**arguments, "data": str(arguments["data"])}
+    telling["distill_model"] = hashlib.sha256(Path(arguments["distill_model"]).read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def by_ultralytics(home: Path, student: str, arguments: dict[str, Any]) -> dict[str, dict[str, float]]:
     """A YOLO student under `distill_model=`, by Ultralytics' own program: the ten columns of every split.
 
-    What is distilled apart, it is the run of `gid-study`: the same arguments, measured by the same `gid-val`.
+    Trained by the arguments of the study's runs, and measured by `gid-val` as they are.
     """
     best, last = home / "weights" / "best.pt", home / "weights" / "last.pt"
     place = {"project": home.parent, "name": home.name, "exist_ok": True}
@@ -166,15 +194,16 @@ def by_ultralytics(home: Path, student: str, arguments: dict[str, Any]) -> dict[
         file = measured / "coco_metrics.json"
         if not file.is_file():
             if not (home / "finished").is_file():
+                if len(curve_of(home / "results.csv").get("curve", ())) >= int(arguments["epochs"]):
+                    sys.exit(f"{home} was stopped in its final evaluation: remove it, so that it is trained anew.")
                 if last.is_file():
                     command("yolo", "detect", "train", "resume=True", model=last)
                 else:
                     command("yolo", "detect", "train", model=student, plots=False, patience=0, **place, **arguments)
                 (home / "finished").touch()  # nothing that Ultralytics writes says so
-            command(
-                "gid-val", model=best, data=arguments["data"], imgsz=arguments["imgsz"], split=split, plots=False,
-                project=measured.parent, name=measured.name, exist_ok=True,
-            )  # fmt: skip
+            asked = {key: arguments[key] for key in ("data", *OF_EVALUATION) if key in arguments}
+            there = {"project": measured.parent, "name": measured.name, "exist_ok": True}
+            command("gid-val", model=best, split=split, plots=False, **asked, **there)
         values = json.loads(file.read_text(encoding="utf-8"))
         found[split] = {key: value for key, value in values.items() if key not in {"split", "images"}}
     return found
@@ -211,7 +240,7 @@ def main() -> None:
     project = (options.project / Path(name_of(options.data)).stem).resolve()
     every = {"data": options.data.resolve(), "imgsz": options.imgsz, "rect": True, "cache": "ram"}
     teaching = {"epochs": options.teacher_epochs, "workers": 0}
-    if options.kind != "yolo":  # whose weights are in its file
+    if options.kind != "yolo":  # which has no weights to begin with
         teaching["backbone_weights"] = options.teacher_weights
     large, small = PAIRS[options.kind]
     home = project / f"teacher_{options.kind}"
@@ -220,6 +249,8 @@ def main() -> None:
     if options.student_weights:
         given["backbone_weights"] = options.student_weights
     common = {**every, "workers": 0, **given}
+    if options.kind == "yolo" and (ours := sorted(SCHEDULE & set(common))):
+        sys.exit(f"{ours[0]}= is not Ultralytics': its own distillation could not be trained by it; leave it out.")
     for epochs in options.epochs:
         for split in SPLITS:
             seeds, jobs = str(options.seeds).replace(" ", ""), options.jobs
@@ -229,7 +260,7 @@ def main() -> None:
         for seed in options.seeds if options.kind == "yolo" else ():
             arguments = {key: value for key, value in common.items() if key not in OWN_KEYS}
             arguments |= {"epochs": epochs, "seed": seed, "distill_model": teacher}
-            folder = project / "ultralytics" / f"{Path(small).stem}-{name_of(options.data)}-{epochs}-seed{seed}"
+            folder = project / "ultralytics" / f"{Path(small).stem}-{epochs}-seed{seed}-{digest_of(arguments)}"
             results = by_ultralytics(folder, small, arguments)
             line = ultralytics_line(folder, f"{Path(small).stem} under {home.name}", results, arguments)
             print(f"{options.results}: {collect(project, options.results, [line])} runs")

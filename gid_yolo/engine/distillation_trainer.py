@@ -379,6 +379,8 @@ def set_factor(trainer: DistillationTrainer) -> None:
     unwrap_model(trainer.model).factor = factor
     if not factor and trainer.iteration and factor_of(trainer, trainer.iteration - 1):
         trainer.optimizer.state.clear()
+        trainer.optimizer.zero_grad()  # of batches under the teacher that wait for a step, where several make one
+        trainer.waits = False
         if RANK in {-1, 0}:
             LOGGER.info(f"the teacher is let go from iteration {trainer.iteration + 1} on; the optimiser starts anew.")
 

@@ -93,6 +93,11 @@ def check_schedule(args: Mapping[str, Any]) -> None:
         raise UserError(f"lr_gamma={gamma} must be a number over 0 and at most 1.")
     if args.get("lr_steps") is not None:
         _check_steps(args)
+    if args.get("time") is not None and args.get("distill_until") not in (None, 1):
+        raise UserError(
+            f"time={args['time']} leaves the run's length open, of which distill_until={args['distill_until']} is a "
+            "share: leave one of them out."
+        )
     if args.get("time") is not None and (iterations is not None or args.get("lr_steps")):
         key = "lr_steps" if iterations is None else "iterations"
         raise UserError(f"time={args['time']} leaves the run's length open and {key}= fixes it: leave one of them out.")

@@ -40,7 +40,7 @@ class WatchedTrainer(ScheduledTrainer):
     watch: Watch | None = None
     report: Report
     _lost: bool = False  # the weights are: until the epoch is tried again nothing else can be said
-    _waits: bool = False  # a gradient that is not finite waits for a step
+    waits: bool = False  # a gradient that is not finite waits for a step
     _in_succession: int = 0  # steps that were skipped
     _scale: float | None = None  # the scaler's in the last of them
     _stop_reason: tuple[bool, str] | None = None  # whether it is a gradient that says so, which all processes share
@@ -84,7 +84,7 @@ class WatchedTrainer(ScheduledTrainer):
     # Judgement --------------------------------------------------------------------------------------------------------
 
     def _start_watch(self, _: Any) -> None:
-        self._lost = self._waits = False
+        self._lost = self.waits = False
         if self.watch:
             self.watch.forget()  # what a pass that ran out of memory has left
         self._skipped_before = self.counts["steps_skipped"]
@@ -107,9 +107,9 @@ class WatchedTrainer(ScheduledTrainer):
         unscaled = reading.scale is None or reading.scale <= 1
         if self._lost:
             self.counts["batches_not_finite"] += 1
-        elif forward or (backward and unscaled and not self._waits):
+        elif forward or (backward and unscaled and not self.waits):
             self._note_event(reading)
-        self._waits = (self._waits or forward or (backward and unscaled)) and not stepped
+        self.waits = (self.waits or forward or (backward and unscaled)) and not stepped
         if stepped:
             self._in_succession = self._in_succession + 1 if backward and scaled else 0
         if backward and scaled and stepped:
@@ -145,7 +145,7 @@ class WatchedTrainer(ScheduledTrainer):
             return
         for reading in self.watch.read():
             self._judge(reading)
-        self._lost = self._lost or (self._waits and not self.scaler.is_enabled())
+        self._lost = self._lost or (self.waits and not self.scaler.is_enabled())
         if not self._lost and (damaged := not_finite(self.model)):
             self._lost = True
             if not self._last_sentence:

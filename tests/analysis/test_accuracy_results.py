@@ -121,9 +121,22 @@ def test_at_equal_time_plain_has_at_least_as_long(scripts) -> None:
     ]
     # 31 - 30 and 34 - 32: mean 1.5, deviation 1 / sqrt(2), Student's t 12.706 x (1 / sqrt(2)) / sqrt(2) = 6.4
     assert rows[2] == ["GID", "10", "2", "20", "2", "+1.5 [-4.9, +7.9]"]
-    assert rows[3] == ["GID", "40", "8", "none so long", "", ""]
-    assert rows[4] == ["other", "10", "1", "10", "1", "no seed in common"]
+    assert rows[3] == ["GID", "40", "8", "40", "4", "none so long"]
+    assert rows[4] == ["other", "10", "1", "none of its seeds", "", ""]
     assert len(rows) == 5
+
+
+def test_ultralytics_runs_are_told_apart_by_all_they_are_trained_by(scripts, tmp_path) -> None:
+    train, _ = scripts
+    teachers = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for path in teachers:
+        path.write_bytes(path.name.encode())
+    first = {"data": tmp_path / "data.yaml", "imgsz": 64, "epochs": 2, "distill_model": teachers[0]}
+    others = [first | {"imgsz": 32}, first | {"flipud": "0.5"}, first | {"distill_model": teachers[1]}]
+    assert len({train.digest_of(x) for x in (first, *others)}) == 4
+    moved = tmp_path / "moved.pt"
+    moved.write_bytes(teachers[0].read_bytes())
+    assert train.digest_of(first | {"distill_model": moved}) == train.digest_of(first)
 
 
 @pytest.mark.slow
@@ -154,6 +167,8 @@ def test_ultralytics_own_distillation_stands_beside_ours(scripts, data, tmp_path
     measured = json.loads((folder.with_name(f"{folder.name}-val") / "coco_metrics.json").read_text())
     assert own["val"]["mAP"] == measured["mAP"]
     assert len(own["curve"]) == 2
+    assert teacher["args"]["epochs"] == 1 == len(teacher["curve"])  # how it was trained
+    assert not any("/" in str(x) for x in teacher["args"].values())
     before = results.read_text()
     train.main()  # finds everything done
     assert results.read_text() == before

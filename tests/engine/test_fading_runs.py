@@ -65,6 +65,24 @@ def test_the_optimiser_starts_anew_without_the_teacher(data, teacher, tmp_path):
     assert steps == [{1}, {2}, {3}, {4}] * 2  # 4 epochs of 2 batches
 
 
+def test_no_gradient_under_the_teacher_waits_beyond_its_end(data, teacher, tmp_path):
+    """Three batches make a step, and the fourth of eight is the last under the teacher."""
+    trainer, waiting = make(data, teacher, tmp_path / "run", distill_until=0.5, nbs=12, warmup_epochs=0), []
+
+    def watch_gradients(t) -> None:  # after the callback that lets the teacher go, which is there already
+        student = unwrap_model(t.model).student_model
+
+        def note(_) -> None:
+            waiting.append(any(x.grad is not None for x in student.parameters()))
+
+        t.add_callback("on_train_batch_start", note)
+
+    trainer.add_callback("on_train_start", watch_gradients)
+    trainer.train()
+    # Steps end batches 3 and 6, so gradients wait where 2, 3, 6 and 8 begin; 5 is the first without the teacher
+    assert waiting == [False, True, True, False, False, True, False, True]
+
+
 def test_the_factor_multiplies_the_terms(data, teacher, tmp_path):
     runs = []
     for name, settings in (("whole", {}), ("half", {"distill_warmup": 1.0})):
@@ -117,12 +135,13 @@ def test_a_resumed_run_fades_on_where_it_was(data, teacher, tmp_path, epochs):
     [
         ("distill_until", 0, "distill_until=0 would distil nothing"),
         ("distill_until", 1.5, "distill_until=1.5 must be a number from 0 to 1"),
+        ("time", 1, r"time=1 leaves the run's length open, of which distill_until=0\.5 is a share"),
         ("distill_decay", "step", "distill_decay=step is unknown: choose from constant, linear, cosine"),
     ],
 )
 def test_a_fading_that_cannot_be_is_refused(data, teacher, tmp_path, key, value, sentence):
     with pytest.raises(UserError, match=sentence):
-        make(data, teacher, tmp_path / "run", **{key: value})
+        make(data, teacher, tmp_path / "run", **{"distill_until": 0.5, key: value})
 
 
 def test_a_fading_that_ends_before_the_first_step_is_refused(data, teacher, tmp_path):
