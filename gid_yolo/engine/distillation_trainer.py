@@ -16,13 +16,13 @@ from ultralytics.utils.checks import check_file as find
 from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo._version import __version__
-from gid_yolo.distill.fading import fading
 from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
 from gid_yolo.engine.config import check_keys, checked_args, without_none
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
+from gid_yolo.engine.fade import set_factor
 from gid_yolo.engine.figure4 import Figure4
 from gid_yolo.engine.gradients import GradientStatistics
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
@@ -366,33 +366,6 @@ class DistillationTrainer(WatchedTrainer):
         """Ultralytics' curves, and figure 5 of a distillation."""
         super().plot_metrics()
         draw_counts(self.save_dir / "gi_types.csv")
-
-
-def set_factor(trainer: DistillationTrainer) -> None:
-    """Before a batch: how much the distillation terms weigh in it. Where they have just ended, the optimiser forgets.
-
-    AdamW divides a step by the average size of past gradients, which it keeps for a thousand steps. Those of an
-    unbalanced feature loss are hundreds of times the task's, so that the backbone would hardly move without them, and
-    the heads, whose part the clipping had made small, would jump.
-    """
-    factor = factor_of(trainer, trainer.iteration)
-    unwrap_model(trainer.model).factor = factor
-    if not factor and trainer.iteration and factor_of(trainer, trainer.iteration - 1):
-        trainer.optimizer.state.clear()
-        trainer.optimizer.zero_grad()  # of batches under the teacher that wait for a step, where several make one
-        trainer.waits = False
-        if RANK in {-1, 0}:
-            LOGGER.info(f"the teacher is let go from iteration {trainer.iteration + 1} on; the optimiser starts anew.")
-
-
-def factor_of(trainer: DistillationTrainer, iteration: int) -> float:
-    """How much the distillation terms weigh in an iteration of a run."""
-    return fading(
-        (iteration + 0.5) / trainer.schedule.iterations,  # the middle of the batch: a rise does not begin at 0
-        until=trainer.own("distill_until") or 1.0,
-        decay=trainer.own("distill_decay") or "constant",
-        warmup=trainer.own("distill_warmup") or 0.0,
-    )
 
 
 def check_precision(precision: str | None, device: torch.device) -> None:
