@@ -12,9 +12,8 @@ from gid_yolo.engine.watched_trainer import WatchedTrainer
 def set_factor(trainer: WatchedTrainer) -> None:
     """Before a batch: how much the distillation terms weigh in it. Where they have just ended, the optimiser forgets.
 
-    AdamW divides a step by the average size of past gradients, which it keeps for a thousand steps. Those of an
-    unbalanced feature loss are hundreds of times the task's, so that the backbone would hardly move without them, and
-    the heads, whose part the clipping had made small, would jump.
+    AdamW divides a step by an average size of past gradients, which it keeps for about a thousand steps. Those of an
+    unbalanced feature loss are hundreds of times the task's, and would make the steps without them small.
     """
     factor = factor_of(trainer, trainer.iteration)
     unwrap_model(trainer.model).factor = factor
