@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from gid_yolo.detectors.backbone import Backbone
+from gid_yolo.detectors.neck import FPN
 from gid_yolo.ops.structures import RawPredictions, Targets
 
 
@@ -22,6 +23,7 @@ class Detector(nn.Module, ABC):
         limits: Of an `end2end` detector, the settings that Ultralytics' `conf`, `iou` and `max_det` stand for.
         strides: Pixels per cell of each pyramid level.
         backbone: The bottom-up network.
+        neck: Makes the pyramid of its maps.
         fpn_channels: Channels of every pyramid level.
         num_classes: Classes C.
         other_classes: Classes that `keep_classes` has left out but that the head still needs.
@@ -33,14 +35,20 @@ class Detector(nn.Module, ABC):
     limits: ClassVar[dict[str, str]] = {}
     strides: tuple[int, ...]
     backbone: Backbone
+    neck: FPN
     head: Any
     fpn_channels: int
     num_classes: int
     other_classes: int = 0
 
-    @abstractmethod
     def raw(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:
         """Map (B, 3, H, W) RGB images in [0, 1] to the pyramid and the raw predictions."""
+        features = self.neck(self.backbone(images))
+        return features, self.predict(features, images.shape[-2:])
+
+    @abstractmethod
+    def predict(self, features: list[Tensor], image_size: Sequence[int]) -> RawPredictions:
+        """The raw predictions that the head makes of a pyramid, of images of the given (height, width)."""
 
     @abstractmethod
     def detections(

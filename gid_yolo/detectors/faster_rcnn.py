@@ -151,13 +151,12 @@ class FasterRCNN(Detector):
             norm=head_norm,
         )
 
-    def raw(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:
-        """Map (B, 3, H, W) RGB images in [0, 1] to the pyramid P2-P6 and the RPN's predictions, C = 1."""
-        features = self.neck(self.backbone(images))
+    def predict(self, features: list[Tensor], image_size: Sequence[int]) -> RawPredictions:
+        """The RPN's predictions of the anchors of P2-P6, C = 1."""
         objectness, deltas = self.rpn(features)
-        fit_to = images.shape[-2:] if self.fit_strides else None
+        fit_to = tuple(image_size) if self.fit_strides else None
         anchors = grid_anchors(from_fixed_point(self.cells), features, self.strides, fit_to=fit_to)
-        return features, RawPredictions(objectness, deltas, anchors, decode_deltas)
+        return RawPredictions(objectness, deltas, anchors, decode_deltas)
 
     def proposals(
         self, features: list[Tensor], raw: RawPredictions, height: int | Tensor, width: int | Tensor

@@ -164,15 +164,13 @@ class FCOS(Detector):
             num_scales=len(self.strides) if level_scales else 0,
         )
 
-    def raw(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:
-        """Map (B, 3, H, W) RGB images in [0, 1] to the pyramid P3-P7 and the raw predictions."""
-        features = self.neck(self.backbone(images))
+    def predict(self, features: list[Tensor], image_size: Sequence[int]) -> RawPredictions:
+        """The predictions of the points of P3-P7."""
         logits, ltrb, centerness = self.head(features)
-        height, width = images.shape[-2:]
-        fit_to = (height, width) if self.fit_strides else None
+        fit_to = tuple(image_size) if self.fit_strides else None
         points = grid_anchors(self.cells, features, self.strides, fit_to=fit_to)
         decoder = decode_log_ltrb if self.exp_coding else decode_ltrb
-        return features, RawPredictions(logits, ltrb, points, decoder, centerness, self.sqrt_score)
+        return RawPredictions(logits, ltrb, points, decoder, centerness, self.sqrt_score)
 
     def detections(
         self, features: list[Tensor], raw: RawPredictions, height: int | Tensor, width: int | Tensor

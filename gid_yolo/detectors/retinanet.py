@@ -128,13 +128,12 @@ class RetinaNet(Detector):
             fpn_channels, self.cells.shape[1], num_classes, num_convs=num_convs, norm=head_norm, prior=prior
         )
 
-    def raw(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:
-        """Map (B, 3, H, W) RGB images in [0, 1] to the pyramid P3-P7 and the raw predictions."""
-        features = self.neck(self.backbone(images))
+    def predict(self, features: list[Tensor], image_size: Sequence[int]) -> RawPredictions:
+        """The predictions of the anchors of P3-P7."""
         logits, deltas = self.head(features)
-        fit_to = tuple(images.shape[-2:]) if self.fit_strides else None
+        fit_to = tuple(image_size) if self.fit_strides else None
         anchors = grid_anchors(from_fixed_point(self.cells), features, self.strides, fit_to=fit_to)
-        return features, RawPredictions(logits, deltas, anchors, decode_deltas)
+        return RawPredictions(logits, deltas, anchors, decode_deltas)
 
     def detections(
         self, features: list[Tensor], raw: RawPredictions, height: int | Tensor, width: int | Tensor

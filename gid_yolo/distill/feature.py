@@ -127,6 +127,10 @@ class Adaptation(nn.Module):
         """Map (B, K, C_s, h, w) to (B, K, C_t, h, w)."""
         return self.conv(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
 
+    def maps(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Map L levels (B, C_s, H_l, W_l) to (B, C_t, H_l, W_l)."""
+        return [self.conv(x) for x in pyramid]
+
 
 class PyramidAdaptation(nn.Module):
     """A linear map of whole levels to the teacher's channels, for the methods that compare maps.
@@ -162,6 +166,10 @@ class LevelAdaptation(nn.Module):
     def forward(self, crops: Sequence[Tensor]) -> list[Tensor]:
         """Map the crops of each level, (N_l, C_s, h, w), to (N_l, C_t, h, w)."""
         return [conv(x) for conv, x in zip(self.convs, crops, strict=True)]
+
+    def maps(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Map L levels (B, C_l, H_l, W_l) to the teacher's channels."""
+        return self(pyramid)
 
 
 def adaptation_settings(adapt: Adaptation | PyramidAdaptation | LevelAdaptation) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from gid_yolo.distill.feature import (
 from gid_yolo.distill.gism import general_instances, select_general_instances
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.relation import relation_loss
-from gid_yolo.distill.response import ResponseFunctions, response_loss
+from gid_yolo.distill.response import ResponseFunctions, TeachersHead, response_loss
 from gid_yolo.distill.standardize import STANDARDIZE, standardized_crops, standardized_maps
 from gid_yolo.distill.types import GROUND_TRUTH, classify, ground_truth_instances, keep_types, parse_types
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions, Targets
@@ -28,13 +28,18 @@ from gid_yolo.ops.structures import GeneralInstances, RawPredictions, Targets
 class GIDLoss(nn.Module):
     """lambda1 L_Feature + lambda2 L_Relation + lambda3 L_Response, with the adaptation layer of equation 5.
 
+    Beyond the paper, off unless given a weight: the term `cross`, the response loss of what the teacher's own head
+    makes of the student's adapted pyramid. It asks of the student's features what that head reads out of them, by the
+    teacher's label assignment and losses, also in pairs that are not aligned. The idea is CrossKD's (Wang et al., CVPR
+    2024), which compares densely and from within the head.
+
     Args:
         student_channels: Channels of the student's pyramid; one number a level where they differ.
         teacher_channels: Likewise of the teacher's.
         top_k: General instances K per image.
         iou_threshold: NMS threshold of equation 3.
-        weights: lambda1, lambda2, lambda3 by the names `feature`, `relation`, `response`; a term of weight 0 is not
-            computed.
+        weights: lambda1, lambda2, lambda3 by the names `feature`, `relation`, `response`, and that of `cross`; a term
+            of weight 0 is not computed.
         alpha: Class weight of equation 8.
         beta: Box weight of equation 8.
         roi_size: Height and width of the RoIAlign crops.
@@ -71,7 +76,7 @@ class GIDLoss(nn.Module):
         self.aligned = aligned
         self.types = parse_types(types)
         self.top_k, self.iou_threshold = top_k, iou_threshold
-        self.weights = {"feature": 5e-4, "relation": 40.0, "response": 1.0}
+        self.weights = {"feature": 5e-4, "relation": 40.0, "response": 1.0, "cross": 0.0}
         if unknown := set(weights or {}) - set(self.weights):
             raise ValueError(f"weights has unknown terms {sorted(unknown)}: choose from {', '.join(self.weights)}.")
         self.weights.update(weights or {})
@@ -101,6 +106,7 @@ class GIDLoss(nn.Module):
         strides: Sequence[int],
         image_size: tuple[int, int],
         targets: Targets | None = None,
+        head: TeachersHead | None = None,
     ) -> tuple[dict[str, Tensor], GeneralInstances]:
         """Select general instances and compute the weighted terms.
 
@@ -113,22 +119,29 @@ class GIDLoss(nn.Module):
             strides: Pixels per cell of each level.
             image_size: (height, width) of the input.
             targets: Ground truth, to tell the instances' types; needed unless `types` is `all`.
+            head: The teacher's; needed for the term `cross`.
 
         Returns:
-            The terms `feat_loss`, `rel_loss`, `resp_loss`, already weighted, as far as their weight is not 0; and the
-            instances.
+            The terms `feat_loss`, `rel_loss`, `resp_loss`, `cross_loss`, already weighted, as far as their weight is
+            not 0; and the instances.
+
+        Raises:
+            ValueError: What is needed is not given.
         """
+        if head is None and self.weights["cross"]:
+            raise ValueError("the term cross needs the teacher's head.")
         instances = self.select(teacher, student.detach(), targets)
         terms: dict[str, Tensor] = {}
         valid, weights = instances.valid, self.weights
         if weights["feature"] or weights["relation"]:
             plan = plan_rois(instances.boxes, strides, image_size)
+            compared = student_pyramid
             if self.standardize in {"maps", "teacher"}:
                 teacher_pyramid = standardized_maps(teacher_pyramid)
             if self.standardize == "maps":
-                student_pyramid = standardized_maps(student_pyramid)
+                compared = standardized_maps(student_pyramid)
             crops_t = roi_features(teacher_pyramid, plan, strides, size=self.roi_size)  # (B, K, C_t, h, w)
-            crops_s = self._adapted(student_pyramid, plan, strides)
+            crops_s = self._adapted(compared, plan, strides)
             if self.standardize == "crops":
                 crops_t, crops_s = standardized_crops(crops_t, valid), standardized_crops(crops_s, valid)
             if weights["feature"]:
@@ -141,6 +154,11 @@ class GIDLoss(nn.Module):
             mask = functions.response_mask(student.priors, instances.boxes, valid)  # (B, R)
             loss = response_loss(teacher, student, mask, functions=functions, alpha=self.alpha, beta=self.beta)
             terms["resp_loss"] = weights["response"] * loss
+        if head is not None and weights["cross"]:
+            crossed = head.predict(self.adapt.maps(student_pyramid))  # one head made both
+            mask = head.functions.response_mask(teacher.priors, instances.boxes, valid)
+            loss = response_loss(teacher, crossed, mask, functions=head.functions, alpha=self.alpha, beta=self.beta)
+            terms["cross_loss"] = weights["cross"] * loss
         return terms, instances
 
     def select(self, teacher: RawPredictions, student: RawPredictions, targets: Targets | None) -> GeneralInstances:
@@ -185,7 +203,7 @@ class GIDLoss(nn.Module):
     @property
     def term_names(self) -> list[str]:
         """Names of the terms that are on."""
-        names = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss"}
+        names = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss", "cross": "cross_loss"}
         return [names[key] for key, weight in self.weights.items() if weight]
 
     def _adapted(self, pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int]) -> Tensor:

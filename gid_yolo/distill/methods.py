@@ -12,7 +12,7 @@ from gid_yolo.distill.fine_grained import fine_grained_loss, imitation_mask
 from gid_yolo.distill.fitnet import fitnet_loss
 from gid_yolo.distill.gid import GIDLoss
 from gid_yolo.distill.mimicking import mimicking_loss
-from gid_yolo.distill.response import ResponseFunctions
+from gid_yolo.distill.response import ResponseFunctions, TeachersHead
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions, Targets
 
 METHODS = ("gid", "fitnet", "fine_grained", "mimicking")
@@ -143,6 +143,7 @@ class Distillation(nn.Module):
         image_size: tuple[int, int],
         targets: Targets,
         proposals: Proposals,
+        head: TeachersHead | None = None,
     ) -> tuple[dict[str, Tensor], GeneralInstances | None]:
         """The weighted terms by name, and the general instances, None without GID.
 
@@ -156,6 +157,7 @@ class Distillation(nn.Module):
             image_size: (height, width) of the input.
             targets: Ground truth.
             proposals: Gives the student's sampled proposals; called only for mimicking.
+            head: The teacher's, for GID's term `cross`.
         """
         terms: dict[str, Tensor] = {}
         instances = None
@@ -169,6 +171,7 @@ class Distillation(nn.Module):
                 strides=strides,
                 image_size=image_size,
                 targets=targets,
+                head=head,
             )
         if self.fitnet is not None:
             terms["fitnet_loss"] = self.fitnet(teacher_pyramid, student_pyramid)

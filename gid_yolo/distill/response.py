@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -24,6 +25,19 @@ class ResponseFunctions(Protocol):
 
     def response_reg_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
         """L_reg of equation 8: (B, R)."""
+
+
+@dataclass(frozen=True)
+class TeachersHead:
+    """What makes the teacher's raw predictions of a pyramid, frozen, and how they are compared.
+
+    Attributes:
+        predict: Maps L levels of the teacher's channels to raw predictions, with a graph to the levels.
+        functions: The teacher's mask and losses.
+    """
+
+    predict: Callable[[list[Tensor]], RawPredictions]
+    functions: ResponseFunctions
 
 
 def response_loss(

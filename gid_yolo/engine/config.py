@@ -20,7 +20,7 @@ OWN_KEYS = frozenset(_FILE) - frozenset(DEFAULT_CFG_DICT)
 DEFAULTS: dict[str, Any] = {**DEFAULT_CFG_DICT, **_FILE}
 
 _WEIGHTS = {
-    "gid": ("gid_feature", "gid_relation", "gid_response"),
+    "gid": ("gid_feature", "gid_relation", "gid_response", "gid_cross"),
     "fitnet": ("fitnet_weight",),
     "fine_grained": ("fine_grained_weight",),
     "mimicking": ("mimicking_weight",),
@@ -92,7 +92,7 @@ def check_keys(args: dict[str, Any]) -> None:
 def check_weights(args: Mapping[str, Any]) -> None:
     """Refuse to train under a teacher by a method whose weight is 0: it would silently not happen.
 
-    Single terms of GID may be off, as in table 6. A weight that `args` do not name is on.
+    Single terms of GID may be off, as in table 6. A weight that `args` do not name has its default.
 
     Args:
         args: Whose values `check_values` has passed.
@@ -105,7 +105,7 @@ def check_weights(args: Mapping[str, Any]) -> None:
     methods = parse_methods(str(args.get("distill", DEFAULTS["distill"]) or "none"))
     for method in methods:
         keys = _WEIGHTS[method]
-        if any(args.get(key, 1.0) for key in keys):
+        if any(args.get(key, DEFAULTS[key]) for key in keys):
             continue
         others = "+".join(name for name in methods if name != method)
         instead = f"distill={others} leaves {method} out" if others else "distill=none trains plainly under the teacher"
@@ -113,11 +113,14 @@ def check_weights(args: Mapping[str, Any]) -> None:
             f"distill={'+'.join(methods)} asks for {method}, but {some(keys)} {'is' if len(keys) == 1 else 'are'} 0: "
             f"give {'it' if len(keys) == 1 else 'one of them'} a weight; {instead}."
         )
-    if "gid" in methods and args.get("gid_response", 1.0) and not any(args.get(f"gid_{x}", 1.0) for x in _PARTS):
-        raise UserError(
-            f"gid_response={args.get('gid_response', 1.0)} is on, but gid_alpha and gid_beta, the weights of its class "
-            "and its box part, are both 0: give one of them a weight, or set gid_response=0."
-        )
+    if "gid" not in methods or any(args.get(f"gid_{x}", 1.0) for x in _PARTS):
+        return
+    for key in ("gid_response", "gid_cross"):
+        if weight := args.get(key, DEFAULTS[key]):
+            raise UserError(
+                f"{key}={weight} is on, but gid_alpha and gid_beta, the weights of its class and its box part, are "
+                f"both 0: give one of them a weight, or set {key}=0."
+            )
 
 
 def checked_args(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

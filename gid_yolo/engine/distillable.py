@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -52,6 +53,10 @@ class Distillable(ABC):
     @abstractmethod
     def raw(self, images: Tensor) -> Outputs:
         """Pyramid features and raw predictions of (B, 3, H, W) images in [0, 1]."""
+
+    @abstractmethod
+    def predict(self, features: list[Tensor], image_size: tuple[int, int]) -> RawPredictions:
+        """What the head makes of a pyramid, of images of (height, width)."""
 
     @abstractmethod
     def outputs(self, preds: Any) -> Outputs:
@@ -161,6 +166,10 @@ class OwnDetector(Distillable):
         """Pyramid and raw predictions."""
         return self.model.raw(images)
 
+    def predict(self, features: list[Tensor], image_size: tuple[int, int]) -> RawPredictions:
+        """What the head makes of a pyramid."""
+        return self.model.detector.predict(features, image_size)
+
     def outputs(self, preds: Any) -> Outputs:
         """Pyramid and raw predictions out of the model's return value."""
         return raw_outputs(preds)
@@ -213,10 +222,21 @@ class YOLODetector(Distillable):
 
     def raw(self, images: Tensor) -> Outputs:
         """Inputs of the head and raw predictions."""
-        head = self.model.model[-1]
-        training, head.training = head.training, True  # of the head alone, whose parts stay as they are: no decoding
-        try:
+        with self._undecoded():
             return self.outputs(self.model(images))
+
+    def predict(self, features: list[Tensor], image_size: tuple[int, int]) -> RawPredictions:
+        """What the head makes of its inputs."""
+        with self._undecoded() as head:
+            return self.outputs(head(list(features)))[1]  # a list of its own: some heads write into it
+
+    @contextmanager
+    def _undecoded(self) -> Iterator[nn.Module]:
+        """The head, in training mode for itself alone while its parts stay as they are: it decodes nothing."""
+        head = self.model.model[-1]
+        training, head.training = head.training, True
+        try:
+            yield head
         finally:
             head.training = training
 

@@ -8,9 +8,9 @@ from ultralytics.nn.tasks import DetectionModel
 
 from gid_yolo.distill import GIDLoss
 from gid_yolo.distill.methods import Distillation, FineGrained, FitNet, Mimicking, parse_methods
-from gid_yolo.engine.distillable import distillable, share_levels
+from gid_yolo.engine.distillable import Distillable, distillable, share_levels
 from gid_yolo.engine.preflight import check_alignment, misalignment
-from gid_yolo.errors import UserError
+from gid_yolo.errors import UserError, some
 
 WITH_ANCHORS = ("retinanet", "faster_rcnn")
 
@@ -32,7 +32,12 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
             theirs,
             top_k=args.gid_top_k,
             iou_threshold=args.gid_iou,
-            weights={"feature": args.gid_feature, "relation": args.gid_relation, "response": args.gid_response},
+            weights={
+                "feature": args.gid_feature,
+                "relation": args.gid_relation,
+                "response": args.gid_response,
+                "cross": check_cross(vars(args).get("gid_cross") or 0.0, *views),  # a run that was begun without it
+            },
             alpha=args.gid_alpha,
             beta=args.gid_beta,
             roi_size=args.gid_roi_size,
@@ -49,6 +54,21 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
     if "mimicking" in methods and isinstance(own, int) and isinstance(theirs, int):  # as those of Faster R-CNN are
         mimicking = Mimicking(own, theirs, args.mimicking_weight)
     return Distillation(gid, fitnet, fine_grained, mimicking)
+
+
+def check_cross(weight: float, student: Distillable, teacher: Distillable) -> float:
+    """The weight of the term that has the teacher's head read the student's pyramid.
+
+    Raises:
+        UserError: The student has not all levels that the head reads.
+    """
+    if weight and share_levels(student, teacher).teacher != list(range(len(teacher.strides))):
+        own, theirs = (some(map(str, view.strides)) for view in (student, teacher))
+        raise UserError(
+            f"gid_cross={weight} has the teacher's head read the student's pyramid, but that has strides {own} and the "
+            f"teacher's {theirs}: give a pair with the same levels, or set gid_cross=0."
+        )
+    return weight
 
 
 def check_methods(methods: tuple[str, ...], student: DetectionModel, teacher: DetectionModel) -> None:

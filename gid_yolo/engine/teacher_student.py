@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import copy_attr
 
 from gid_yolo.distill.methods import Distillation
+from gid_yolo.distill.response import TeachersHead
 from gid_yolo.distill.types import count_types
 from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.detection_model import batch_targets
@@ -140,6 +141,7 @@ class TeacherStudentModel(DistillationModel):
             image_size=size,
             targets=targets,
             proposals=lambda: view.proposals(features, raw, targets, size),
+            head=self._teachers_head(size),
         )
         terms = {name: self.factor * value for name, value in terms.items()}
         counts = {} if self.instances is None else count_types(self.instances)
@@ -152,6 +154,14 @@ class TeacherStudentModel(DistillationModel):
         total = loss.sum() + sum(terms.values()) * scale
         logged = {name: value.detach() for name, value in terms.items()}
         return total, {**items, **logged, **{f"gi_{name}": value for name, value in counts.items()}}
+
+    def _teachers_head(self, size: tuple[int, int]) -> TeachersHead | None:
+        """The head for images of (height, width), where the student's pyramid has all levels that it reads."""
+        teacher = cast(tuple[Distillable, Distillable], self.views)[0]
+        if self.levels.teacher != list(range(len(teacher.strides))):
+            return None
+        index = None if self.class_index is None else self.class_index[1]
+        return TeachersHead(lambda x: teacher.predict(x, size).select_classes(index), teacher.functions)
 
     @torch.no_grad()
     def taught(self, images: Tensor) -> tuple[list[Tensor], RawPredictions]:

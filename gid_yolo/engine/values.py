@@ -25,7 +25,9 @@ _WHOLE: dict[str, tuple[int, float]] = {
     "seed": (0, 2**32 - 1),  # NumPy's
 }
 _NUMBERS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("gid_feature", "gid_relation", "gid_response", "gid_alpha", "gid_beta"), (0, math.inf)),
+    **dict.fromkeys(
+        ("gid_feature", "gid_relation", "gid_response", "gid_cross", "gid_alpha", "gid_beta"), (0, math.inf)
+    ),
     **dict.fromkeys(("fitnet_weight", "fine_grained_weight", "mimicking_weight"), (0, math.inf)),
     **dict.fromkeys(("backbone_lr", "teacher_min_ap", "warmup_epochs", "box", "cls", "dfl"), (0, math.inf)),
     **dict.fromkeys(("gid_iou", "ema_decay", "conf", "iou", "distill_until", "distill_warmup"), (0, 1)),

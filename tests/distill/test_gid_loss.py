@@ -10,6 +10,7 @@ from gid_yolo.detectors import build_detector
 from gid_yolo.distill import GIDLoss, feature_loss, relation_loss, select_general_instances
 from gid_yolo.distill.feature import plan_rois, roi_features
 from gid_yolo.distill.pairing import pair_predictions
+from gid_yolo.distill.response import TeachersHead
 from gid_yolo.distill.standardize import standardized_crops, standardized_maps
 from gid_yolo.ops.structures import Targets
 
@@ -130,7 +131,7 @@ def test_an_unknown_standardisation_is_refused(pair: dict) -> None:
 def test_defaults_are_the_papers(pair: dict) -> None:
     gid = make_loss(pair)
     assert (gid.top_k, gid.iou_threshold, gid.alpha, gid.beta) == (10, 0.3, 0.1, 1.0)  # sections 3.1 and 4
-    assert gid.weights == {"feature": 5e-4, "relation": 40.0, "response": 1.0}
+    assert gid.weights == {"feature": 5e-4, "relation": 40.0, "response": 1.0, "cross": 0.0}
 
 
 def test_weights_scale_their_terms(pair: dict) -> None:
@@ -310,3 +311,50 @@ def test_autocast_stays_close(pair: dict) -> None:
         # The networks run in bf16 here, and a selected box may swap with its like: a bound of scale alone. The terms
         # of equal inputs and instances are held to tolerances in test_autocast.py.
         assert term.item() == pytest.approx(exact[name].item(), rel=0.5)
+
+
+def crossing(pair: dict) -> TeachersHead:
+    for parameter in pair["teacher"].parameters():
+        parameter.requires_grad_(False)
+    return TeachersHead(lambda x: pair["teacher"].predict(x, SIZE), pair["teacher"])
+
+
+def test_the_teachers_head_reads_the_students_adapted_pyramid(pair: dict) -> None:
+    only = {"feature": 0.0, "relation": 0.0, "response": 0.0, "cross": 3.0}
+    gid = make_loss(pair, weights=only, top_k=4, alpha=0.3, beta=0.7)
+    pyramid, raw = pair["student"].raw(pair["images"])
+    for level in pyramid:
+        level.retain_grad()
+    settings = {"functions": pair["student"], "strides": pair["student"].strides, "image_size": SIZE}
+    terms, instances = gid(pair["pyramid"], pyramid, pair["raw"], raw, **settings, head=crossing(pair))
+    assert gid.term_names == list(terms) == ["cross_loss"]
+
+    weight, bias = gid.adapt.conv.weight[..., 0, 0], gid.adapt.conv.bias
+    adapted = [torch.einsum("tc,bchw->bthw", weight, x) + bias[:, None, None] for x in pyramid]
+    logits, deltas = pair["teacher"].head(adapted)
+    mask = torch.stack([torchvision_matches(raw.priors, boxes) >= 0 for boxes in instances.boxes])
+    taught = pair["raw"]
+    loss = naive_response(taught.logits, logits, taught.regression, deltas, mask, alpha=0.3, beta=0.7, box_beta=0.0)
+    assert terms["cross_loss"].item() == pytest.approx(3 * float(loss.detach()), rel=1e-4)
+
+    terms["cross_loss"].backward()
+    assert pyramid[0].grad.abs().sum() > 0
+    assert gid.adapt.conv.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in pair["teacher"].parameters())
+
+
+def test_a_student_with_the_teachers_features_crosses_without_a_box_loss(pair: dict) -> None:
+    gid = GIDLoss(96, 96, weights={"feature": 0.0, "relation": 0.0, "response": 0.0, "cross": 1.0}, alpha=0.0)
+    with torch.no_grad():
+        gid.adapt.conv.weight.copy_(torch.eye(96)[..., None, None])
+        gid.adapt.conv.bias.zero_()
+        settings = {"functions": pair["student"], "strides": pair["student"].strides, "image_size": SIZE}
+        own = pair["student"].raw(pair["images"])[1]
+        terms, instances = gid(pair["pyramid"], pair["pyramid"], pair["raw"], own, **settings, head=crossing(pair))
+    assert instances.valid.all()
+    assert terms["cross_loss"].item() == pytest.approx(0.0, abs=1e-4)  # |d - d| over 4 coordinates, up to rounding
+
+
+def test_crossing_needs_the_head(pair: dict) -> None:
+    with pytest.raises(ValueError, match="cross needs the teacher's head"):
+        run(pair, make_loss(pair, weights={"cross": 1.0}))
