@@ -184,7 +184,9 @@ def adaptation_settings(adapt: Adaptation | PyramidAdaptation | LevelAdaptation)
     }
 
 
-def feature_loss(teacher: Tensor, student: Tensor, valid: Tensor, *, normalize: str = "instance") -> Tensor:
+def feature_loss(
+    teacher: Tensor, student: Tensor, valid: Tensor, *, normalize: str = "instance", weight: Tensor | None = None
+) -> Tensor:
     """Equation 4: the mean over an image's instances of the squared L2 distance of their features.
 
     Args:
@@ -193,6 +195,7 @@ def feature_loss(teacher: Tensor, student: Tensor, valid: Tensor, *, normalize: 
         valid: (B, K).
         normalize: `instance` sums over C, h and w as the equation is written; `pixel` divides by h * w as the authors'
             released code does.
+        weight: (B, K) factors of the instances' distances; None for 1. The mean is still over their number.
 
     Returns:
         Scalar in at least float32, the mean over images; 0 for an image without instances.
@@ -202,4 +205,4 @@ def feature_loss(teacher: Tensor, student: Tensor, valid: Tensor, *, normalize: 
     squared = (wide(teacher) - wide(student)).square().flatten(2).sum(-1)  # (B, K); overflows float16
     if normalize == "pixel":
         squared = squared / (teacher.shape[-2] * teacher.shape[-1])
-    return mean_over_images(squared, valid)
+    return mean_over_images(squared if weight is None else squared * weight, valid)

@@ -24,6 +24,8 @@ from gid_yolo.distill.standardize import STANDARDIZE, standardized_crops, standa
 from gid_yolo.distill.types import GROUND_TRUTH, classify, ground_truth_instances, keep_types, parse_types
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions, Targets
 
+WEIGHTINGS = ("uniform", "score")
+
 
 class GIDLoss(nn.Module):
     """lambda1 L_Feature + lambda2 L_Relation + lambda3 L_Response, with the adaptation layer of equation 5.
@@ -46,6 +48,9 @@ class GIDLoss(nn.Module):
         feature_normalize: `instance` or `pixel`, see `feature_loss`.
         standardize: What has mean 0 and variance 1 before features are compared: nothing (`raw`), the `crops` of both,
             their `maps`, or those of the `teacher` alone.
+        weighting: Factors of the instances' distances in the feature loss: 1 (`uniform`), or their GI `score`, so that
+            the loss fades where the student comes to predict what the teacher does. Weights made of predictions are
+            PGD's idea (Yang et al., ECCV 2022); these are not its weights.
         relation_reduction: `mean` or `sum`, see `relation_loss`.
         adapt_kernel: Kernel size of the adaptation layer.
         aligned: Predictions of teacher and student correspond one to one. If not, they are paired by overlap, and
@@ -67,6 +72,7 @@ class GIDLoss(nn.Module):
         roi_size: int = 10,
         feature_normalize: str = "instance",
         standardize: str = "raw",
+        weighting: str = "uniform",
         relation_reduction: str = "mean",
         adapt_kernel: int = 1,
         aligned: bool = True,
@@ -86,7 +92,9 @@ class GIDLoss(nn.Module):
         self.feature_normalize, self.relation_reduction = feature_normalize, relation_reduction
         if standardize not in STANDARDIZE:
             raise ValueError(f"standardize={standardize} must be one of {', '.join(STANDARDIZE)}.")
-        self.standardize = standardize
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting={weighting} must be one of {', '.join(WEIGHTINGS)}.")
+        self.standardize, self.weighting = standardize, weighting
         self.adapt: Adaptation | LevelAdaptation
         if isinstance(student_channels, int) and isinstance(teacher_channels, int):
             self.adapt = Adaptation(student_channels, teacher_channels, adapt_kernel)
@@ -145,7 +153,8 @@ class GIDLoss(nn.Module):
             if self.standardize == "crops":
                 crops_t, crops_s = standardized_crops(crops_t, valid), standardized_crops(crops_s, valid)
             if weights["feature"]:
-                loss = feature_loss(crops_t, crops_s, valid, normalize=self.feature_normalize)
+                weight = instances.scores if self.weighting == "score" else None
+                loss = feature_loss(crops_t, crops_s, valid, normalize=self.feature_normalize, weight=weight)
                 terms["feat_loss"] = weights["feature"] * loss
             if weights["relation"]:
                 loss = relation_loss(crops_t, crops_s, valid, reduction=self.relation_reduction)
@@ -195,6 +204,7 @@ class GIDLoss(nn.Module):
             "roi_size": self.roi_size,
             "feature_normalize": self.feature_normalize,
             "standardize": self.standardize,
+            "weighting": self.weighting,
             "relation_reduction": self.relation_reduction,
             "aligned": self.aligned,
             "types": "all" if self.types is None else "+".join(self.types),

@@ -43,6 +43,7 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
             roi_size=args.gid_roi_size,
             feature_normalize=args.gid_normalize,
             standardize=vars(args).get("gid_standardize") or "raw",  # a run that was begun without it
+            weighting=vars(args).get("gid_weighting") or "uniform",
             relation_reduction=args.gid_reduction,
             adapt_kernel=args.gid_adapt_kernel,
             types=args.gid_types,

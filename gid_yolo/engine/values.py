@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gid_yolo.distill.fading import DECAYS
+from gid_yolo.distill.gid import WEIGHTINGS
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.distill.standardize import STANDARDIZE
 from gid_yolo.distill.types import parse_types
@@ -35,6 +36,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "gid_normalize": ("instance", "pixel"),
     "gid_standardize": STANDARDIZE,
+    "gid_weighting": WEIGHTINGS,
     "distill_decay": DECAYS,
     "gid_reduction": ("mean", "sum"),
     "teacher_precision": ("fp32", "bf16", "fp16"),

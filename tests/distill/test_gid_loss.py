@@ -358,3 +358,24 @@ def test_a_student_with_the_teachers_features_crosses_without_a_box_loss(pair: d
 def test_crossing_needs_the_head(pair: dict) -> None:
     with pytest.raises(ValueError, match="cross needs the teacher's head"):
         run(pair, make_loss(pair, weights={"cross": 1.0}))
+
+
+def test_instances_weigh_by_their_gi_score(pair: dict) -> None:
+    only = {"feature": 1.0, "relation": 0.0, "response": 0.0}
+    gid = make_loss(pair, weights=only, weighting="score", top_k=4)
+    terms, instances, pyramid, _ = run(pair, gid)
+    strides = pair["student"].strides
+    crops_t = naive_rois(pair["pyramid"], instances.boxes, strides, SIZE, 10).double()
+    crops_s = naive_rois(pyramid, instances.boxes, strides, SIZE, 10).double()
+    weight, bias = gid.adapt.conv.weight[..., 0, 0].double(), gid.adapt.conv.bias.double()
+    squared = (crops_t - naive_adapt(crops_s, weight, bias)).square().sum((2, 3, 4))  # (B, K)
+    images = []
+    for scores, distances, valid in zip(instances.scores, squared, instances.valid, strict=True):
+        images.append(sum(s * d for s, d, v in zip(scores, distances, valid, strict=True) if v) / valid.sum())
+    assert 0 < instances.scores.min() < instances.scores.max() < 1  # so that they tell
+    assert terms["feat_loss"].item() == pytest.approx(float(sum(images)) / len(images), rel=1e-4)
+
+
+def test_a_weighting_that_does_not_exist_is_refused(pair: dict) -> None:
+    with pytest.raises(ValueError, match="weighting=pgd must be one of uniform, score"):
+        make_loss(pair, weighting="pgd")
