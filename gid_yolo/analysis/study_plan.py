@@ -28,6 +28,7 @@ ONLY_DISTILLING = ("gid_", "distill", "teacher", "fitnet_", "fine_grained_", "mi
 # What a teacher trained for a study takes over besides, and what of the schedule where it trains as long
 OF_DATA = ("classes", "single_cls", "fraction", "recipe")
 SCHEDULE = ("lr_steps", "lr_gamma", "warmup_iterations", "warmup_epochs")
+WITH_P7 = ("retinanet", "fcos")
 OF_WEIGHTS = ("backbone_weights", "pretrained")  # files that are told apart by what they hold
 OF_EVALUATION = ("imgsz", "classes", "single_cls", "batch", "conf", "iou", "max_det", "half")
 UNTRAINED = frozenset(  # they do not change what is learnt
@@ -221,7 +222,7 @@ def check_run(defaults: dict[str, Any], args: dict[str, Any]) -> None:
 
 
 def check_pair(group: Group, student: str, common: dict[str, Any]) -> None:
-    """Refuse rows that compare the responses of two kinds of detector.
+    """Refuse rows that compare the responses of two kinds of detector, or that cross pyramids of other levels.
 
     Raises:
         UserError: Which row does.
@@ -230,11 +231,26 @@ def check_pair(group: Group, student: str, common: dict[str, Any]) -> None:
     own, theirs = family_of(student, trust), family_of(str(group.teacher), trust)
     for row in group.rows if own != theirs else ():
         args = {**DEFAULTS, **common, **row.args}
-        if row.kind == "distilled" and "gid" in parse_methods(str(args["distill"])) and args["gid_response"]:
+        if row.kind != "distilled" or "gid" not in parse_methods(str(args["distill"])):
+            continue
+        if args["gid_cross"] and lacks_levels(own, theirs):
+            raise UserError(
+                f"the teacher is a {theirs} whose head reads levels that the student, a {own}, has not, but the row "
+                f"'{row.name}' has gid_cross={args['gid_cross']}: give a pair of one kind, or gid_cross=0."
+            )
+        if args["gid_response"]:
             raise UserError(
                 f"the teacher is a {theirs} and the student a {own}, whose responses the row '{row.name}' compares: "
                 "give a pair of one kind, or gid_response=0 to gid-study verdict."
             )
+
+
+def lacks_levels(student: str, teacher: str) -> bool:
+    """Whether a student of one kind has surely not all pyramid levels of a teacher of another.
+
+    Those of retinanet and fcos are P3 to P7. Of the other kinds' levels, which are a matter of settings, the trainer says.
+    """
+    return teacher in WITH_P7 and student not in WITH_P7
 
 
 def defaults_of(model: str, trust: bool = False) -> dict[str, Any]:

@@ -113,10 +113,34 @@ def check_weights(args: Mapping[str, Any]) -> None:
             f"distill={'+'.join(methods)} asks for {method}, but {some(keys)} {'is' if len(keys) == 1 else 'are'} 0: "
             f"give {'it' if len(keys) == 1 else 'one of them'} a weight; {instead}."
         )
-    if "gid" not in methods or any(args.get(f"gid_{x}", 1.0) for x in _PARTS):
+    if "gid" in methods:
+        check_gid(args)
+
+
+def check_gid(args: Mapping[str, Any]) -> None:
+    """Refuse settings of GID that contradict each other or that would silently do nothing.
+
+    Raises:
+        UserError: What to give instead.
+    """
+    given = {**DEFAULTS, **args}
+    if given["gid_weighting"] == "score" and given["gid_types"] == "gt":
+        raise UserError(
+            "gid_weighting=score weighs instances by how much two models differ there, but gid_types=gt distils the "
+            "ground truth, which has no such score: give gid_weighting=uniform, or other types."
+        )
+    if given["gid_cross"] and (given["gid_feature"] or given["gid_relation"]):  # which share one adaptation with it
+        for key, others, instead in (("gid_standardize", ("maps", "teacher"), "raw"), ("gid_adapt_kernel", None, 1)):
+            if given[key] in others if others else given[key] != instead:
+                raise UserError(
+                    f"gid_cross={given['gid_cross']} has the teacher's head read the student's features as they are "
+                    f"adapted for the feature and relation losses, but {key}={given[key]} adapts them to what "
+                    f"that head does not know: give {key}={instead}, or gid_feature=0 and gid_relation=0."
+                )
+    if any(given[f"gid_{x}"] for x in _PARTS):
         return
     for key in ("gid_response", "gid_cross"):
-        if weight := args.get(key, DEFAULTS[key]):
+        if weight := given[key]:
             raise UserError(
                 f"{key}={weight} is on, but gid_alpha and gid_beta, the weights of its class and its box part, are "
                 f"both 0: give one of them a weight, or set {key}=0."

@@ -67,7 +67,7 @@ def check_cross(weight: float, student: Distillable, teacher: Distillable) -> fl
         own, theirs = (some(map(str, view.strides)) for view in (student, teacher))
         raise UserError(
             f"gid_cross={weight} has the teacher's head read the student's pyramid, but that has strides {own} and the "
-            f"teacher's {theirs}: give a pair with the same levels, or set gid_cross=0."
+            f"teacher's {theirs}: give a student that has all of the teacher's levels, or set gid_cross=0."
         )
     return weight
 

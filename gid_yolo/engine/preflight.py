@@ -11,6 +11,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, ops
 from ultralytics.utils.torch_utils import unwrap_model
 
+from gid_yolo.distill.gid import GIDLoss
 from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.distillable import distillable
@@ -162,11 +163,15 @@ def _methods(model: TeacherStudentModel) -> str:
     methods = []
     if (gid := model.projector.gid) is not None:
         terms = ", ".join(f"{name} x {weight:g}" for name, weight in gid.weights.items() if weight)
-        methods.append(f"GID, K = {gid.top_k}, {terms or 'ALL TERMS OFF'}")
+        methods.append(f"GID, K = {gid.top_k}, {terms or 'ALL TERMS OFF'}{_weighting(gid)}")
     for name in ("fitnet", "fine_grained", "mimicking"):
         if (method := getattr(model.projector, name)) is not None:
             methods.append(f"{name} x {method.weight:g}")
     return "; ".join(methods)
+
+
+def _weighting(gid: GIDLoss) -> str:
+    return "" if gid.weighting == "uniform" else f", instances weighed by {gid.weighting}"
 
 
 def _mapping(teacher: DetectionModel, student: DetectionModel, shared: SharedClasses) -> str:

@@ -38,7 +38,8 @@ class TeacherStudentModel(DistillationModel):
         teacher: The trained model; frozen here.
         projector: The distillation losses with their adaptation layers (Ultralytics' name for it).
         shared: The classes whose scores are compared; None for all.
-        precision: In which the teacher's networks compute; where None, as the student's do.
+        precision: In which the teacher's pass computes; where None, as the student's does. Its head on the student's
+            features (`gid_cross`) always computes as the student does.
     """
 
     factor = 1.0  # of the terms in the next training batch; without a teacher's pass where it is 0

@@ -1,14 +1,18 @@
 """`gid_cross=`: the teacher's head reads the student's features, through the command that trains."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_helpers import FAST
+from engine_helpers import FAST, write_data
 
 from gid_yolo import GID
+from gid_yolo.analysis.study_plan import lacks_levels
 from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.config import DEFAULTS, check_weights
 from gid_yolo.engine.distillable import distillable
+from gid_yolo.engine.distillation import make_projector
 from gid_yolo.errors import UserError
 
 ONLY = {"gid_feature": 0, "gid_relation": 0, "gid_response": 0, "gid_cross": 2.0}
@@ -63,3 +67,52 @@ def test_a_crossing_without_parts_is_refused(data, teachers) -> None:
         GID("retina_nano").train(
             **FAST, data=str(data), teacher=teachers["retina_nano"], **ONLY, gid_alpha=0, gid_beta=0
         )
+
+
+def test_what_a_crossing_can_do_beside_other_features() -> None:
+    alone = {"gid_feature": 0, "gid_relation": 0, "gid_cross": 1}
+    check_weights({"teacher": "teacher.pt", "gid_cross": 1, "gid_standardize": "crops"})
+    check_weights({"teacher": "teacher.pt", **alone, "gid_standardize": "maps", "gid_adapt_kernel": 3})
+
+
+def test_classes_in_another_order_are_crossed_by_name(teachers, tmp_path, data) -> None:
+    model = GID("retina_nano")
+    seen = {}
+
+    def look(trainer) -> None:
+        inner = trainer.model
+        head = inner._teachers_head((64, 64))
+        pyramid = inner.views[0].raw(torch.rand(1, 3, 64, 64))[0]
+        every = inner.views[0].predict(pyramid, (64, 64)).logits
+        seen.update(crossed=head.predict(pyramid).logits, every=every, index=inner.class_index)
+
+    model.add_callback("on_train_batch_end", look)
+    names = list(reversed(load_model(teachers["retina_nano"], "teacher")[0].names.values()))
+    other = write_data(tmp_path / "data", train=8, names=names)
+    model.train(**FAST, data=str(other), teacher=teachers["retina_nano"], save_dir=str(tmp_path / "run"), **ONLY)
+    order = list(range(len(names)))[::-1]
+    assert seen["index"][1].tolist() == order
+    torch.testing.assert_close(seen["crossed"], seen["every"][..., order])
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "lacks"),
+    [
+        ("yolo", "retinanet", True),  # strides 8, 16, 32 and perhaps 64, of 8 to 128
+        ("retinanet", "yolo", False),
+        ("retinanet", "fcos", False),
+        ("fcos", "faster_rcnn", False),  # whose strides are a setting: the trainer looks
+        ("faster_rcnn", "retinanet", True),  # which reads stride 128
+    ],
+)
+def test_a_study_knows_of_levels_before_it_trains(student: str, teacher: str, lacks: bool) -> None:
+    assert lacks_levels(student, teacher) is lacks
+
+
+def test_losses_are_made_as_the_arguments_say_also_of_a_run_that_knew_less(teachers) -> None:
+    network = load_model(teachers["retina_nano"], "teacher")[0]
+    made = make_projector(SimpleNamespace(**{**DEFAULTS, "gid_weighting": "score", "gid_cross": 2.0}), network, network)
+    assert (made.gid.weighting, made.gid.weights["cross"]) == ("score", 2.0)
+    before = {key: value for key, value in DEFAULTS.items() if key not in {"gid_weighting", "gid_cross"}}
+    made = make_projector(SimpleNamespace(**before), network, network)
+    assert (made.gid.weighting, made.gid.weights["cross"]) == ("uniform", 0.0)

@@ -15,8 +15,15 @@ CONTRADICTIONS = [
     ({"distill": "fine_grained", "fine_grained_weight": 0.0}, "but fine_grained_weight is 0"),
     ({"distill": "mimicking", "mimicking_weight": 0}, "but mimicking_weight is 0"),
     ({"distill": "gid+fitnet", "fitnet_weight": 0}, "is 0: give it a weight; distill=gid leaves fitnet out"),
-    (OFF, "distill=gid asks for gid, but gid_feature, gid_relation, gid_response are 0: give one of them a weight;"),
+    (OFF, "distill=gid asks for gid, but gid_feature, gid_relation, gid_response, gid_cross are 0: give one of"),
     ({"distill": "gid+fitnet", **OFF}, "are 0: give one of them a weight; distill=fitnet leaves gid out"),
+    ({"gid_weighting": "score", "gid_types": "gt"}, "gid_types=gt distils the ground truth, which has no such score"),
+    (
+        {"gid_cross": 1, "gid_standardize": "maps"},
+        "gid_cross=1.* but gid_standardize=maps .*: give gid_standardize=raw",
+    ),
+    ({"gid_cross": 1, "gid_feature": 0, "gid_standardize": "teacher"}, "but gid_standardize=teacher adapts them"),
+    ({"gid_cross": 1, "gid_adapt_kernel": 3}, "but gid_adapt_kernel=3 .*: give gid_adapt_kernel=1"),
     ({"gid_alpha": 0, "gid_beta": 0}, "gid_response=1.0 is on, but gid_alpha and gid_beta, .* or set gid_response=0"),
 ]
 
