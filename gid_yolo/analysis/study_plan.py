@@ -248,7 +248,7 @@ def check_pair(group: Group, student: str, common: dict[str, Any]) -> None:
 def lacks_levels(student: str, teacher: str) -> bool:
     """Whether a student of one kind has surely not all pyramid levels of a teacher of another.
 
-    Those of retinanet and fcos are P3 to P7. Of the other kinds' levels, which are a matter of settings, the trainer says.
+    Those of retinanet and fcos are P3 to P7. The other kinds have theirs by settings: the trainer looks.
     """
     return teacher in WITH_P7 and student not in WITH_P7
 
