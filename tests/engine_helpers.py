@@ -1,11 +1,14 @@
 """A tiny data set to train on in seconds."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+
+from gid_yolo import GID
 
 FAST = {"epochs": 1, "imgsz": 64, "batch": 4, "plots": False, "verbose": False, "teacher_min_ap": 0}
 
@@ -46,3 +49,13 @@ def write_data(
     path = root / "data.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
+
+
+def train_teachers(names: Iterable[str], data: Path, folders: pytest.TempPathFactory) -> dict[str, str]:
+    """A checkpoint of each model, trained for one epoch."""
+    files = {}
+    for name in names:
+        folder = folders.mktemp(name.partition(".")[0])
+        GID(name).train(**FAST, data=str(data), save_dir=str(folder))
+        files[name] = str(folder / "weights" / "best.pt")
+    return files

@@ -130,12 +130,12 @@ def check_gid(args: Mapping[str, Any]) -> None:
             "ground truth, which has no such score: give gid_weighting=uniform, or other types."
         )
     if given["gid_cross"] and (given["gid_feature"] or given["gid_relation"]):  # which share one adaptation with it
-        for key, others, instead in (("gid_standardize", ("maps", "teacher"), "raw"), ("gid_adapt_kernel", None, 1)):
-            if given[key] in others if others else given[key] != instead:
+        for key, fit in (("gid_standardize", ("raw", "crops")), ("gid_adapt_kernel", (1,))):
+            if given[key] not in fit:
                 raise UserError(
                     f"gid_cross={given['gid_cross']} has the teacher's head read the student's features as they are "
                     f"adapted for the feature and relation losses, but {key}={given[key]} adapts them to what "
-                    f"that head does not know: give {key}={instead}, or gid_feature=0 and gid_relation=0."
+                    f"that head does not know: give {key}={fit[0]}, or gid_feature=0 and gid_relation=0."
                 )
     if any(given[f"gid_{x}"] for x in _PARTS):
         return

@@ -108,6 +108,10 @@ class SharedLevels:
     teacher: list[int]
     strides: list[int]
 
+    def read_by_head(self, teacher: Distillable) -> bool:
+        """Whether these are all that the teacher's head reads."""
+        return self.teacher == list(range(len(teacher.strides)))
+
     def channels(self, student: Distillable, teacher: Distillable) -> tuple[int, int] | tuple[list[int], list[int]]:
         """Channels of both pyramids: one number each, or one a level each where a pyramid's levels differ."""
         if isinstance(student.channels, int) and isinstance(teacher.channels, int):

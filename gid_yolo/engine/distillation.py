@@ -63,7 +63,7 @@ def check_cross(weight: float, student: Distillable, teacher: Distillable) -> fl
     Raises:
         UserError: The student has not all levels that the head reads.
     """
-    if weight and share_levels(student, teacher).teacher != list(range(len(teacher.strides))):
+    if weight and not share_levels(student, teacher).read_by_head(teacher):
         own, theirs = (some(map(str, view.strides)) for view in (student, teacher))
         raise UserError(
             f"gid_cross={weight} has the teacher's head read the student's pyramid, but that has strides {own} and the "

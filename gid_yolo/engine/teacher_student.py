@@ -159,7 +159,7 @@ class TeacherStudentModel(DistillationModel):
     def _teachers_head(self, size: tuple[int, int]) -> TeachersHead | None:
         """The head for images of (height, width), where the student's pyramid has all levels that it reads."""
         teacher = cast(tuple[Distillable, Distillable], self.views)[0]
-        if self.levels.teacher != list(range(len(teacher.strides))):
+        if not self.levels.read_by_head(teacher):
             return None
         index = None if self.class_index is None else self.class_index[1]
         return TeachersHead(lambda x: teacher.predict(x, size).select_classes(index), teacher.functions)

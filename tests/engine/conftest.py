@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from engine_helpers import FAST, write_data
+from engine_helpers import FAST, train_teachers, write_data
 from ultralytics.utils import SETTINGS
 
 
@@ -18,6 +18,12 @@ def _own_folders(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory, data) -> dict[str, str]:
+    """A checkpoint of every kind of detector."""
+    return train_teachers(("retina_nano", "fcos_nano", "frcnn_nano", "yolo11n.yaml"), data, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

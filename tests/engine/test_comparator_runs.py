@@ -12,16 +12,6 @@ from gid_yolo.errors import UserError
 TERMS = {"gid": {"feat_loss", "rel_loss", "resp_loss", "gi_pos", "gi_semi", "gi_neg"}}
 
 
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory, data) -> dict[str, str]:
-    files = {}
-    for name in ("retina_nano", "fcos_nano", "frcnn_nano", "yolo11n.yaml"):
-        folder = tmp_path_factory.mktemp(name.partition(".")[0])
-        GID(name).train(**FAST, data=str(data), save_dir=str(folder))
-        files[name] = str(folder / "weights" / "best.pt")
-    return files
-
-
 @pytest.mark.parametrize(
     ("name", "methods"),
     [

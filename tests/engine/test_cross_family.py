@@ -4,7 +4,7 @@ import csv
 from types import SimpleNamespace
 
 import pytest
-from engine_helpers import FAST, train_one_epoch
+from engine_helpers import FAST, train_one_epoch, train_teachers
 
 from gid_yolo import GID
 from gid_yolo.cfg import MODELS_DIR
@@ -27,13 +27,7 @@ PAIRS = [  # student, teacher, strides of the levels that both have
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory, data) -> dict[str, str]:
-    """A checkpoint of every kind, trained for one epoch."""
-    files = {}
-    for name in {teacher for _, teacher, _ in PAIRS}:
-        folder = tmp_path_factory.mktemp(name.partition(".")[0])
-        GID(name).train(**FAST, data=str(data), save_dir=str(folder))
-        files[name] = str(folder / "weights" / "best.pt")
-    return files
+    return train_teachers({teacher for _, teacher, _ in PAIRS}, data, tmp_path_factory)
 
 
 @pytest.mark.parametrize(("student", "teacher", "strides"), PAIRS)

@@ -18,16 +18,6 @@ from gid_yolo.errors import UserError
 ONLY = {"gid_feature": 0, "gid_relation": 0, "gid_response": 0, "gid_cross": 2.0}
 
 
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory, data) -> dict[str, str]:
-    files = {}
-    for name in ("retina_nano", "fcos_nano", "frcnn_nano", "yolo11n.yaml"):
-        folder = tmp_path_factory.mktemp(name.partition(".")[0])
-        GID(name).train(**FAST, data=str(data), save_dir=str(folder))
-        files[name] = str(folder / "weights" / "best.pt")
-    return files
-
-
 @pytest.mark.parametrize("name", ["retina_nano", "fcos_nano", "frcnn_nano", "yolo11n.yaml"])
 def test_a_head_makes_of_its_own_pyramid_what_the_model_predicts(teachers, name: str) -> None:
     view = distillable(load_model(teachers[name], "teacher")[0].float().eval())

@@ -1,11 +1,10 @@
 """NaN or infinite values in a prediction of any kind of detector end in a sentence that names the model."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from engine_helpers import FAST
+from engine_helpers import FAST, train_teachers
 from torch import nn
 
 from gid_yolo import GID
@@ -16,12 +15,7 @@ NAMES = ("fcos_nano", "frcnn_nano", "yolo11n.yaml")  # RetinaNet's are in test_t
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory, data) -> dict[str, str]:
-    paths = {}
-    for name in NAMES:
-        model = GID(name)
-        model.train(**FAST, data=str(data), save_dir=str(tmp_path_factory.mktemp(name)))
-        paths[name] = str(Path(model.trainer.best))
-    return paths
+    return train_teachers(NAMES, data, tmp_path_factory)
 
 
 def regression_layers(model: nn.Module) -> list[nn.Module]:
