@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,34 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map (B, 3, H, W) RGB images in [0, 1] to one (B, C_l, H / stride_l, W / stride_l) map per stride."""
         return self.body((images - self.mean) / self.std)
+
+    def take(self, other: Backbone, file: str | Path) -> None:
+        """Begin with the weights of another backbone of the same kind, as a detector's of any kind is.
+
+        Args:
+            other: The backbone.
+            file: Where it is from, for the preflight table and for errors.
+
+        Raises:
+            ValueError: It is another network, or its weights expect another normalisation.
+        """
+        if other.name != self.name:
+            raise ValueError(
+                f"backbone_weights={file} holds a detector on {other.name}, and the model is on {self.name}: give one "
+                f"on {self.name}, or set backbone={other.name}."
+            )
+        theirs, own = (torch.stack((x.mean, x.std)).flatten(1) for x in (other, self))
+        if not torch.allclose(own, theirs.to(own), rtol=1e-3):  # a checkpoint keeps half precision
+            raise ValueError(
+                f"backbone_weights={file} holds a backbone that normalises images by mean and std {_listed(theirs)}, "
+                f"and the model's by {_listed(own)}: set mean: and std: of the model's yaml to the file's."
+            )
+        count = _fill(self.body, self.name, other.body.state_dict(), file)
+        self.source = WeightSource(f"{Path(file).name} ({count} tensors of its backbone)", loaded=True)
+
+
+def _listed(rows: Tensor) -> str:
+    return " and ".join(str([round(x, 3) for x in row]) for row in rows.tolist())
 
 
 class TimmBackbone(Backbone):
@@ -199,13 +227,23 @@ def _load_weights(body: Any, name: str, weights: bool | str | Path, indices: tup
         if path.suffix != ".safetensors":
             look(path, ("argparse.Namespace",))  # of timm's own training
         state = load_state_dict(str(path), weights_only=True)  # timm's reader of .safetensors and torch files
-        # Classifiers have no place here. timm flattens `stages.0` to `stages_0` in some feature networks.
-        flat = {key.replace(".", "_"): value for key, value in state.items()}
-        own = body.state_dict()
-        found = {key: flat[key.replace(".", "_")] for key in own if key.replace(".", "_") in flat}
+        state = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # each kind of damaged file raises its own
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"backbone_weights={weights} cannot be read ({type(error).__name__}: {reason}).") from error
+    return WeightSource(f"{path.name} ({_fill(body, name, state, weights)} tensors)", loaded=True)
+
+
+def _fill(body: Any, name: str, state: Mapping[str, Tensor], weights: str | Path) -> int:
+    """Load all that a body has of a state; how many tensors these are. Classifiers have no place here.
+
+    Raises:
+        ValueError: Tensors are missing, or have another shape.
+    """
+    # timm flattens `stages.0` to `stages_0` in some feature networks
+    flat = {key.replace(".", "_"): value for key, value in state.items()}
+    own = body.state_dict()
+    found = {key: flat[key.replace(".", "_")] for key in own if key.replace(".", "_") in flat}
     missing = [key for key in own if key not in found and not key.endswith("num_batches_tracked")]
     misfits = [key for key, value in found.items() if value.shape != own[key].shape]
     if missing or misfits:
@@ -214,7 +252,7 @@ def _load_weights(body: Any, name: str, weights: bool | str | Path, indices: tup
             f"{len(misfits)} have another shape (first: {[*missing, *misfits][0]}); give that timm model's own."
         )
     body.load_state_dict(found, strict=False)
-    return WeightSource(f"{path.name} ({len(found)} tensors)", loaded=True)
+    return len(found)
 
 
 def _download(body: Any, name: str, indices: tuple[int, ...]) -> WeightSource:

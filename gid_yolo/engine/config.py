@@ -129,6 +129,11 @@ def check_gid(args: Mapping[str, Any]) -> None:
             "gid_weighting=score weighs instances by how much two models differ there, but gid_types=gt distils the "
             "ground truth, which has no such score: give gid_weighting=uniform, or other types."
         )
+    if given["gid_weighting"] != "uniform" and not given["gid_feature"]:
+        raise UserError(
+            f"gid_weighting={given['gid_weighting']} weighs the instances of the feature loss, but gid_feature is 0: "
+            "give it a weight, or gid_weighting=uniform."
+        )
     if given["gid_cross"] and (given["gid_feature"] or given["gid_relation"]):  # which share one adaptation with it
         for key, fit in (("gid_standardize", ("raw", "crops")), ("gid_adapt_kernel", (1,))):
             if given[key] not in fit:

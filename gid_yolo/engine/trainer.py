@@ -10,11 +10,13 @@ from torch import nn
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
+from gid_yolo.detectors.backbone import Backbone
 from gid_yolo.detectors.build import PRIOR_SETTINGS, model_config
 from gid_yolo.engine.checkpoint import is_checkpoint, load_model
 from gid_yolo.engine.config import configured_model, model_defaults
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillation_trainer import DistillationTrainer
+from gid_yolo.engine.donor import donor_of
 from gid_yolo.errors import UserError
 
 
@@ -45,10 +47,14 @@ class GIDTrainer(DistillationTrainer):
         if weights is None and self.distilling:
             config = self._with_teachers_anchors(config)
         channels, classes = self.data["channels"], self.data["nc"]
-        model = GIDDetectionModel(config, channels, classes, verbose, load_backbone=weights is None)
+        donor = donor_of(config.get("backbone_weights")) if weights is None else None
+        load_backbone = weights is None and donor is None
+        model = GIDDetectionModel(config, channels, classes, verbose, load_backbone=load_backbone)
         if weights is not None:
             model.load(weights)
             return model
+        if donor is not None:
+            self._begin_with(model, donor)
         source = model.detector.backbone.source
         if source.failed:
             LOGGER.warning(
@@ -64,6 +70,17 @@ class GIDTrainer(DistillationTrainer):
             model = GIDDetectionModel(config, channels, classes, verbose=False)
             model.detector.backbone.source = source
         return model
+
+    def _begin_with(self, model: GIDDetectionModel, donor: Backbone) -> None:
+        """Let a new detector begin with the backbone of another, trained one.
+
+        Raises:
+            UserError: They are not alike.
+        """
+        try:
+            model.detector.backbone.take(donor, model.yaml["backbone_weights"])
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def _with_teachers_anchors(self, config: dict[str, Any]) -> dict[str, Any]:
         """The settings of a new student with the teacher's anchors, without which nothing can be compared."""

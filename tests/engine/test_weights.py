@@ -17,6 +17,7 @@ CONTRADICTIONS = [
     ({"distill": "gid+fitnet", "fitnet_weight": 0}, "is 0: give it a weight; distill=gid leaves fitnet out"),
     (OFF, "distill=gid asks for gid, but gid_feature, gid_relation, gid_response, gid_cross are 0: give one of"),
     ({"distill": "gid+fitnet", **OFF}, "are 0: give one of them a weight; distill=fitnet leaves gid out"),
+    ({"gid_weighting": "score", "gid_feature": 0}, "gid_weighting=score weighs the instances of the feature loss, but"),
     ({"gid_weighting": "score", "gid_types": "gt"}, "gid_types=gt distils the ground truth, which has no such score"),
     (
         {"gid_cross": 1, "gid_standardize": "maps"},
