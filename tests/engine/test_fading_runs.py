@@ -11,6 +11,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo.distill.fading import fading
 from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.run_state import KEY
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -106,13 +107,23 @@ def test_without_the_teacher_the_loss_is_the_plain_one():
     assert all(items[name] == 0 for name in (*model.term_names, *model.count_names))
 
 
-@pytest.mark.parametrize("epochs", [1, 3])  # of 4: in the middle of the fading, and after its end
-def test_a_resumed_run_fades_on_where_it_was(data, teacher, tmp_path, epochs):
-    settings = {"distill_until": 0.6, "distill_decay": "cosine", "val": True}
-    whole = make(data, teacher, tmp_path / "whole", **settings)
+FADING = {"distill_until": 0.6, "distill_decay": "cosine"}
+AT_ONCE = {"distill_until": 0.5, "nbs": 12, "warmup_epochs": 0}  # three of the eight batches make a step
+
+
+@pytest.mark.parametrize(
+    ("epochs", "settings"),
+    [
+        pytest.param(1, FADING, id="in the middle of the fading"),
+        pytest.param(3, FADING, id="after its end"),
+        pytest.param(2, AT_ONCE, id="where the teacher is let go, and the gradients of a batch wait"),
+    ],
+)
+def test_a_resumed_run_fades_on_where_it_was(data, teacher, tmp_path, epochs, settings):
+    whole = make(data, teacher, tmp_path / "whole", **settings, val=True)
     expected = watch(whole)
     whole.train()
-    first = make(data, teacher, tmp_path / "run", **settings)
+    first = make(data, teacher, tmp_path / "run", **settings, val=True)
     seen = watch(first)
 
     def interrupt(t) -> None:
@@ -122,6 +133,7 @@ def test_a_resumed_run_fades_on_where_it_was(data, teacher, tmp_path, epochs):
     first.add_callback("on_fit_epoch_end", interrupt)
     with pytest.raises(Interrupted):
         first.train()
+    assert torch.load(first.last, weights_only=True)[KEY]["gradients"] or settings is not AT_ONCE
     resumed = GIDTrainer(overrides={"model": str(first.last), "resume": str(first.last)})
     rest = watch(resumed)
     resumed.train()
