@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("--teacher-epochs", type=int, default=60)
     parser.add_argument("--teacher-weights", default=True, help="ImageNet weights of its backbone, timm's keys")
     parser.add_argument("--teacher-more", nargs="*", default=[], help="other arguments of gid-train for the teacher")
+    parser.add_argument("--student", default=None, help="another student of the kind: a yaml")
     parser.add_argument("--student-weights", default=None, help="likewise; random without it")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--project", type=Path, default=Path("runs") / "accuracy")
@@ -243,6 +244,7 @@ def main() -> None:
     if options.kind != "yolo":  # which has no weights to begin with
         teaching["backbone_weights"] = options.teacher_weights
     large, small = PAIRS[options.kind]
+    small = options.student or small
     home = project / f"teacher_{options.kind}"
     teacher = train_teacher(home, large, {**every, **teaching, **pairs_of(options.teacher_more)})
     given = pairs_of(options.more)
