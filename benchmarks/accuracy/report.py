@@ -133,12 +133,41 @@ def plot(lines: Sequence[Line], rows: Sequence[str], split: str, path: Path) -> 
     figure.savefig(path, dpi=150)
 
 
+def plot_curves(lines: Sequence[Line], rows: Sequence[str], path: Path) -> None:
+    """Validation mAP while runs trained, against epochs and against time: each seed's, of the longest schedule of all.
+
+    The curves are Ultralytics' mAP of every epoch, a little under the tables', which are pycocotools'.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    common = set.intersection(*({x["epochs"] for x in lines if x["row"] == row and x.get("curve")} for row in rows))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, tight_layout=True)
+    for colour, row in zip(COLOURS, rows, strict=False):
+        for n, x in enumerate(x for x in lines if x["row"] == row and x["epochs"] == max(common) and x.get("curve")):
+            epochs, seconds, values = zip(*x["curve"], strict=True)
+            for axis, place in zip(axes, (epochs, [s / 60 for s in seconds]), strict=True):
+                axis.plot(place, values, color=colour, linewidth=1, label=row if n == 0 else None)
+    for x in lines:
+        if x["kind"] == "teacher" and x.get("curve"):
+            for axis in axes:
+                axis.axhline(max(value for *_, value in x["curve"]), color="grey", linestyle=":", label="teacher")
+            break
+    axes[0].set(xlabel="epochs", ylabel="mAP on val")
+    axes[1].set(xlabel="minutes, one CPU thread")
+    axes[1].legend()
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     """Print, and draw where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--plot", type=Path, default=None, help="of --data and --models")
+    parser.add_argument("--curves", type=Path, default=None, help="likewise, as the runs trained")
     parser.add_argument("--rows", nargs="+", default=["plain", "GID", "FitNet"], help="that are drawn")
     parser.add_argument("--data", default=None, help="only this one")
     parser.add_argument("--models", default=None, help="only these, as the titles name them")
@@ -156,6 +185,8 @@ def main() -> None:
         print(f"\nAt equal time\n\n{at_equal_time(lines, options.split)}")
         if options.plot and len(groups) == 1:
             plot(lines, options.rows, options.split, options.plot)
+        if options.curves and len(groups) == 1:
+            plot_curves(lines, options.rows, options.curves)
 
 
 if __name__ == "__main__":
