@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,6 +145,8 @@ def plot_curves(lines: Sequence[Line], rows: Sequence[str], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     common = set.intersection(*({x["epochs"] for x in lines if x["row"] == row and x.get("curve")} for row in rows))
+    if not common:
+        sys.exit(f"--rows {', '.join(rows)}: there is no schedule of which all have a curve.")
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, tight_layout=True)
     for colour, row in zip(COLOURS, rows, strict=False):
         for n, x in enumerate(x for x in lines if x["row"] == row and x["epochs"] == max(common) and x.get("curve")):

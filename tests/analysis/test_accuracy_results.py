@@ -99,8 +99,12 @@ def test_the_report_has_means_and_gains(scripts, project, tmp_path) -> None:
     assert "31.0 ± 1.4" in text
     assert "35.0 ± 2.8, +4.0 [-8.7, +16.7]" in text
     assert "50.0" in text
-    report.plot(lines, ["plain", "GID"], "val", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    report.plot(lines, ["plain", "GID"], "val", tmp_path / "schedules.png")
+    report.plot_curves(lines, ["plain", "GID"], tmp_path / "curves.png")
+    for name in ("schedules.png", "curves.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="plain, FitNet: there is no schedule"):
+        report.plot_curves(lines, ["plain", "FitNet"], tmp_path / "none.png")
 
 
 def test_at_equal_time_plain_has_at_least_as_long(scripts) -> None:
