@@ -10,7 +10,15 @@ import yaml
 
 from gid_yolo import GID
 
-FAST = {"epochs": 1, "imgsz": 64, "batch": 4, "plots": False, "verbose": False, "teacher_min_ap": 0}
+FAST = {
+    "epochs": 1,
+    "imgsz": 64,
+    "batch": 4,
+    "plots": False,
+    "verbose": False,
+    "teacher_min_ap": 0,
+    "distill_until": 1.0,
+}
 
 
 class Interrupted(Exception):

@@ -28,7 +28,7 @@ def fading(progress: float, *, until: float = 1.0, decay: str = "constant", warm
     """
     if decay not in DECAYS:
         raise ValueError(f"decay={decay} must be one of {', '.join(DECAYS)}.")
-    if progress >= until:
+    if progress > until:  # at it counts, so that a run of one batch has a teacher
         return 0.0
     rise = min(1.0, progress / warmup) if warmup else 1.0
     if decay == "constant":

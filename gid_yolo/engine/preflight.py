@@ -138,7 +138,7 @@ def _too_weak(trainer: DistillationTrainer, ap: float) -> str | None:
     return (
         f"teacher={trainer.args.teacher} reaches mAP {ap:.1f}, and a plain run of this student {found[0]:.1f} "
         f"({found[1]}): a teacher that is not at least {LEAD:g} ahead has little to teach and may hold a student back; "
-        "train the teacher longer, take a larger one, or give distill_until=0.5."
+        "train the teacher longer, take a larger one, or let it go earlier by distill_until=."
     )
 
 

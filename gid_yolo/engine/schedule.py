@@ -15,8 +15,9 @@ from typing import Any
 
 from gid_yolo.errors import UserError
 
-# Two ways to say the same: where the user gives the first, the second of a recipe or of a model's yaml is void
-_SAME = {"epochs": "iterations", "warmup_epochs": "warmup_iterations"}
+# Where the user gives the first, the second of the defaults, a recipe or a model's yaml is void: another way to say the
+# same, or a share of what is not known then
+_SAME = {"epochs": "iterations", "warmup_epochs": "warmup_iterations", "time": "distill_until"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def schedule_of(args: Mapping[str, Any], batches: int, epochs: int) -> Schedule:
 
 
 def override(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the arguments of `own` over it; `epochs` also replaces the base's `iterations`, and so on."""
+    """`base` with the arguments of `own` over it; `epochs` also voids the base's `iterations`, and so on."""
     void = {
         second
         for first, second in _SAME.items()

@@ -10,7 +10,7 @@ def test_without_settings_it_is_one_to_the_end():
 
 
 def test_it_ends_at_its_share_of_the_run():
-    assert [fading(x, until=0.6) for x in (0.0, 0.599, 0.6, 0.9)] == [1, 1, 0, 0]
+    assert [fading(x, until=0.6) for x in (0.0, 0.6, 0.601, 0.9)] == [1, 1, 0, 0]
 
 
 def test_it_falls_along_a_line_or_half_a_wave():

@@ -11,7 +11,9 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo.distill.fading import fading
 from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.run_state import KEY
+from gid_yolo.engine.schedule import override
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -53,6 +55,23 @@ def test_the_terms_fall_and_the_teacher_is_left_out(data, teacher, tmp_path):
     assert [there for *_, there in seen] == [True] * 4 + [False] * 4
     rows = list(csv.DictReader((trainer.save_dir / "gradients.csv").open()))
     assert {row["iteration"] for row in rows} == {"1", "2", "3", "4"}
+
+
+def test_by_default_the_teacher_is_let_go_at_half(data, teacher, tmp_path):
+    given = {key: value for key, value in FAST.items() if key != "distill_until"} | {"epochs": 2, "val": False}
+    given |= {"model": "retina_nano", "data": str(data), "save_dir": str(tmp_path / "run"), "teacher": str(teacher)}
+    trainer = GIDTrainer(overrides=given)
+    seen = watch(trainer)
+    trainer.train()
+    assert [factor for factor, *_ in seen] == [1, 1, 0, 0]  # 2 epochs of 2 batches
+    assert override(DEFAULTS, {"time": 1.0})["distill_until"] is None  # of a run of unknown length there is no half
+
+
+def test_a_run_of_one_batch_has_a_teacher(data, teacher, tmp_path):
+    trainer = make(data, teacher, tmp_path / "run", iterations=1, distill_until=0.5)
+    seen = watch(trainer)
+    trainer.train()
+    assert [factor for factor, *_ in seen] == [1]
 
 
 def test_the_optimiser_starts_anew_without_the_teacher(data, teacher, tmp_path):

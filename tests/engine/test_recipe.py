@@ -49,6 +49,7 @@ def test_a_recipe_is_the_papers(name, family):
     assert args["lr0"] == (0.02 if family == "faster_rcnn" else 0.01)
     assert (args["optimizer"], args["momentum"], args["weight_decay"]) == ("SGD", 0.9, 1e-4)
     assert args["fliplr"] == 0.5
+    assert args["distill_until"] == 1
     assert [args[key] for key in AUGMENTATIONS] == [0.0] * len(AUGMENTATIONS)
     assert args["imgsz"] % 32 == 0
     assert args["augmentations"] == []
