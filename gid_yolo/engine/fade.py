@@ -25,6 +25,16 @@ def set_factor(trainer: WatchedTrainer) -> None:
             LOGGER.info(f"the teacher is let go from iteration {trainer.iteration + 1} on; the optimiser starts anew.")
 
 
+def told(trainer: WatchedTrainer) -> str:
+    """For how long a run is distilled, in words: what is logged as 0 afterwards has not failed."""
+    iterations, until = trainer.schedule.iterations, trainer.own("distill_until") or 1.0
+    last = sum(factor_of(trainer, i) > 0 for i in range(iterations)) if until < 1 else iterations
+    decay, warmup = trainer.own("distill_decay") or "constant", trainer.own("distill_warmup") or 0.0
+    text = "to the end" if last == iterations else f"until iteration {last} of {iterations}, then the student alone"
+    text += "" if decay == "constant" else f"; the weights fall until then ({decay})"
+    return text + (f"; they rise over {warmup:g} of the run" if warmup else "")
+
+
 def factor_of(trainer: WatchedTrainer, iteration: int) -> float:
     """How much the distillation terms weigh in an iteration of a run."""
     return fading(

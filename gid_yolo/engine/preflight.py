@@ -15,6 +15,7 @@ from gid_yolo.distill.gid import GIDLoss
 from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.distillable import distillable
+from gid_yolo.engine.fade import told
 from gid_yolo.engine.gradients import Pull
 from gid_yolo.engine.teacher import best_finished_run, loaded_share
 from gid_yolo.engine.teacher_student import TeacherStudentModel
@@ -127,6 +128,7 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
         ("teacher classes", classes),
         ("aligned", _alignment(trainer, model)),
         ("distillation", _methods(model)),
+        ("taught", told(trainer)),
     ]
 
 

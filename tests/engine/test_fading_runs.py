@@ -2,16 +2,19 @@
 
 import copy
 import csv
+import re
 
 import pytest
 import torch
 from engine_helpers import FAST, Interrupted
 from test_no_waiting import make_batch, make_pair
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo.distill.fading import fading
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.config import DEFAULTS
+from gid_yolo.engine.fade import told
 from gid_yolo.engine.run_state import KEY
 from gid_yolo.engine.schedule import override
 from gid_yolo.engine.trainer import GIDTrainer
@@ -21,6 +24,10 @@ from gid_yolo.errors import UserError
 def make(data, teacher, folder, **overrides) -> GIDTrainer:
     settings = {**FAST, "model": "retina_nano", "data": str(data), "teacher": str(teacher), "epochs": 4, "val": False}
     return GIDTrainer(overrides={**settings, "save_dir": str(folder), **overrides})
+
+
+def interrupt(_) -> None:
+    raise Interrupted
 
 
 def watch(trainer) -> list[tuple[float, dict[str, float]]]:
@@ -64,7 +71,29 @@ def test_by_default_the_teacher_is_let_go_at_half(data, teacher, tmp_path):
     seen = watch(trainer)
     trainer.train()
     assert [factor for factor, *_ in seen] == [1, 1, 0, 0]  # 2 epochs of 2 batches
+    assert told(trainer) == "until iteration 2 of 4, then the student alone"
     assert override(DEFAULTS, {"time": 1.0})["distill_until"] is None  # of a run of unknown length there is no half
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"distill_until": 1.0}, "to the end"),
+        ({"distill_until": 0.6}, "until iteration 5 of 8, then the student alone"),  # (4 + 1/2) / 8 <= 0.6
+        (
+            {"distill_decay": "linear", "distill_warmup": 0.25},
+            "to the end; .*fall.*linear.; they rise over 0.25 of the",
+        ),
+    ],
+)
+def test_the_preflight_says_for_how_long(data, teacher, tmp_path, monkeypatch, settings, text):
+    trainer = make(data, teacher, tmp_path / "run", **settings)
+    lines = []
+    monkeypatch.setattr(LOGGER, "info", lambda text="", *args, **kwargs: lines.append(str(text)))
+    trainer.add_callback("on_train_start", interrupt)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    assert re.search(rf"^ +taught +{text}", "\n".join(lines), re.MULTILINE)
 
 
 def test_a_run_of_one_batch_has_a_teacher(data, teacher, tmp_path):
