@@ -114,6 +114,18 @@ def test_the_optimiser_starts_anew_without_the_teacher(data, teacher, tmp_path):
     assert steps == [{1}, {2}, {3}, {4}] * 2  # 4 epochs of 2 batches
 
 
+@pytest.mark.parametrize("optimizer", ["SGD", "MuSGD"])
+def test_momentum_starts_anew_too(data, teacher, tmp_path, optimizer):
+    trainer, kept = make(data, teacher, tmp_path / "run", distill_until=0.5, nbs=4, optimizer=optimizer), []
+
+    def watch_optimizer(t) -> None:  # after the callback that lets the teacher go
+        t.add_callback("on_train_batch_start", lambda t: kept.append(bool(t.optimizer.state)))
+
+    trainer.add_callback("on_train_start", watch_optimizer)
+    trainer.train()
+    assert kept == [False, True, True, True] * 2  # 4 epochs of 2 batches
+
+
 def test_no_gradient_under_the_teacher_waits_beyond_its_end(data, teacher, tmp_path):
     """Three batches make a step, and the fourth of eight is the last under the teacher."""
     trainer, waiting = make(data, teacher, tmp_path / "run", distill_until=0.5, nbs=12, warmup_epochs=0), []
