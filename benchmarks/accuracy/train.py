@@ -28,7 +28,7 @@ from typing import Any
 import ultralytics
 import yaml
 
-from gid_yolo.analysis.study_plan import OF_EVALUATION
+from gid_yolo.analysis.study_plan import OF_EVALUATION, OF_WEIGHTS
 from gid_yolo.engine.config import OWN_KEYS
 from gid_yolo.engine.gradients import read_gradients
 
@@ -40,6 +40,7 @@ ENVIRONMENT = {**os.environ, "YOLO_AUTOINSTALL": "False", "YOLO_OFFLINE": "True"
 PAIRS = {kind: (f"{kind}_small", f"{kind}_nano") for kind in ("retina", "fcos", "frcnn")}
 PAIRS["yolo"] = "yolo11s.yaml", "yolo11n.yaml"
 SCHEDULE = {"iterations", "lr_steps", "warmup_iterations", "recipe"}  # arguments that Ultralytics has not
+FILES = {"model", "data", "teacher", *OF_WEIGHTS}  # of which a line keeps the name alone
 ULTRALYTICS = "Ultralytics' distill_model"  # the row of its own distillation, of YOLO alone
 
 
@@ -76,15 +77,20 @@ def collect(project: Path, results: Path = RESULTS, more: Sequence[dict[str, Any
     """
     lines = {}
     if results.is_file():
-        lines = {line["run"]: line for line in map(json.loads, results.read_text(encoding="utf-8").splitlines())}
+        lines = {_key(line): line for line in map(json.loads, results.read_text(encoding="utf-8").splitlines())}
     studies = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(project.glob("*.json"))]
     found = [line for study in studies for line in _runs(study, project / "runs")]
     for line in [*found, *more]:
-        lines[line["run"]] = {**lines.get(line["run"], {}), **line}
+        lines[_key(line)] = {**lines.get(_key(line), {}), **line}
     ordered = sorted(lines.values(), key=lambda x: (x["data"], x["models"], x["epochs"] or 0, x["row"], x["seed"]))
     results.parent.mkdir(exist_ok=True)
     results.write_text("".join(json.dumps(line) + "\n" for line in ordered), encoding="utf-8")
     return len(ordered)
+
+
+def _key(line: dict[str, Any]) -> tuple[str, str]:
+    """A run, of the models it was compared with: a teacher may have several students."""
+    return line["models"], line["run"]
 
 
 def _runs(study: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
@@ -95,7 +101,7 @@ def _runs(study: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
         for seed, run in row["runs"].items():
             if run["results"] is None:
                 continue
-            args = {key: Path(x).name if key in {"data", "teacher"} else x for key, x in run["args"].items()}
+            args = {key: Path(x).name if key in FILES and isinstance(x, str) else x for key, x in run["args"].items()}
             found = {**common, "row": row["name"], "kind": row["kind"], "seed": int(seed), "run": run["run"]}
             found |= {"epochs": args.get("epochs"), settings["split"]: run["results"], "args": args}
             if row["kind"] == "teacher":  # whose run the study only measured

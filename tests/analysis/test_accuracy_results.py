@@ -60,6 +60,27 @@ def test_a_line_holds_what_its_run_measured(scripts, project, tmp_path) -> None:
     assert results.read_text() == before
 
 
+@pytest.mark.slow
+def test_lines_of_other_students_keep_their_teacher_and_no_path(scripts, project, tmp_path) -> None:
+    train, _ = scripts
+    (tmp_path / "runs").symlink_to(project / "runs")
+    for path in project.glob("*.json"):
+        text = path.read_text()
+        (tmp_path / path.name).write_text(text)
+        found = json.loads(text)
+        found["settings"]["models"] = {"all": "retina_own under another"}
+        for row in found["rows"]:
+            for run in row["runs"].values():
+                run["args"] |= {"model": "/here/retina_own.yaml", "backbone_weights": "/here/a.safetensors"}
+        (tmp_path / f"own-{path.name}").write_text(json.dumps(found))
+    results = tmp_path / "accuracy.jsonl"
+    assert train.collect(tmp_path, results) == 2 * (1 + 2 * 2)
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["models"] for line in lines if line["kind"] == "teacher"] == sorted({x["models"] for x in lines})
+    assert "/here" not in results.read_text()
+    assert {x["args"].get("backbone_weights") for x in lines} == {None, "a.safetensors"}
+
+
 def test_pulls_are_medians_over_the_run(scripts, tmp_path) -> None:
     train, report = scripts
     file = tmp_path / "gradients.csv"
