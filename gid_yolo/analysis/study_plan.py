@@ -19,6 +19,7 @@ from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_model
 from gid_yolo.engine.config import DEFAULTS, checked_args, model_defaults, without_none, yolo_defaults
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.recipe import expand
+from gid_yolo.engine.schedule import override
 from gid_yolo.engine.teacher import check_teacher_name, find_finished_run, teacher_args
 from gid_yolo.engine.trainer import with_anchors_of
 from gid_yolo.errors import UserError
@@ -213,7 +214,8 @@ def check_run(defaults: dict[str, Any], args: dict[str, Any]) -> None:
     Raises:
         UserError: The trainer's sentence.
     """
-    merged = checked_args(defaults, without_none(args))
+    given = without_none(args)
+    merged = checked_args(override(defaults, given), given)
     if merged["batch"] < 1 or merged["time"]:
         key = "time" if merged["time"] else "batch"
         raise UserError(

@@ -86,7 +86,7 @@ def test_the_rows_trained_what_they_say(finished) -> None:
         for name in ("plain", "relation")
     )
     apart = {key for key in plain if plain[key] != relation[key]}
-    assert apart == {"teacher", "teacher_min_ap", "gid_feature", "gid_response", "name", "save_dir"}
+    assert apart == {"teacher", "teacher_min_ap", "distill_until", "gid_feature", "gid_response", "name", "save_dir"}
 
 
 @pytest.mark.slow

@@ -74,6 +74,7 @@ def test_rows_differ_in_nothing_but_what_they_are_of(plan) -> None:
             args = dict(run.args)
             assert args.pop("gid_top_k") == int(name.removeprefix("K = "))
             assert args.pop("teacher_min_ap") == 0
+            assert args.pop("distill_until") == 1
             assert args.pop("teacher")
             assert args == plain.runs[seed].args
 

@@ -13,6 +13,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 
+from gid_yolo.engine.config import ultralytics_args
 from gid_yolo.engine.seeding import EpochBatches, mixed_seed, seed_all, seed_loader, seeded, start_epoch
 
 
@@ -86,7 +87,7 @@ def test_an_order_that_is_not_shuffled_is_kept():
 def dataset(tmp_path_factory):
     path = write_data(tmp_path_factory.mktemp("set"), train=6)
     contents = check_det_dataset(str(path))
-    args = get_cfg(overrides={**{k: v for k, v in FAST.items() if "teacher" not in k}, "degrees": 10.0, "mosaic": 0.0})
+    args = get_cfg(overrides={**ultralytics_args(FAST), "degrees": 10.0, "mosaic": 0.0})
     return lambda: build_yolo_dataset(args, contents["train"], 4, contents, mode="train")
 
 
