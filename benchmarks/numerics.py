@@ -50,7 +50,7 @@ def main() -> None:
     """Train and print the ratios."""
     turns = Turns()
     given = dict(parse_key_value_pair(word) for word in sys.argv[1:])
-    fixed = {"teacher_min_ap": 0, "val": False, "plots": False, "verbose": False, "nbs": 8}
+    fixed = {"teacher_min_ap": 0, "val": False, "plots": False, "verbose": False, "nbs": 8, "distill_until": 1.0}
     trainer = GIDTrainer(overrides={"model": "retina_nano", **fixed, **given})
     trainer.add_callback("on_train_batch_start", turns.begin)
     trainer.add_callback("on_train_start", lambda t: t.add_callback("on_train_batch_end", turns.end))
