@@ -17,7 +17,7 @@ FAST = {
     "plots": False,
     "verbose": False,
     "teacher_min_ap": 0,
-    "distill_until": 1.0,
+    "distill_until": 1.0,  # every epoch has its terms
 }
 
 

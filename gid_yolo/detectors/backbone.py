@@ -94,7 +94,9 @@ class Backbone(nn.Module):
                 f"on {self.name}, or set backbone={other.name}."
             )
         theirs, own = (torch.stack((x.mean, x.std)).flatten(1) for x in (other, self))
-        if not torch.allclose(own, theirs.to(own), rtol=1e-3):  # a checkpoint keeps half precision
+        if own.shape != theirs.shape or not torch.allclose(
+            own, theirs.to(own), rtol=1e-3
+        ):  # a checkpoint keeps half precision
             raise ValueError(
                 f"backbone_weights={file} holds a backbone that normalises images by mean and std {_listed(theirs)}, "
                 f"and the model's by {_listed(own)}: set mean: and std: of the model's yaml to the file's."

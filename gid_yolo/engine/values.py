@@ -98,6 +98,12 @@ def check_values(args: Mapping[str, Any], *, training: bool = False) -> None:
         raise UserError(f"gid_adapt_kernel={args['gid_adapt_kernel']} must be odd, so that crops keep their size.")
     if args.get("distill_until") == 0:
         raise UserError("distill_until=0 would distil nothing: give a share of the run over 0; distill=none is off.")
+    until, warmup = args.get("distill_until") or 1.0, args.get("distill_warmup") or 0.0
+    if warmup > until:
+        raise UserError(
+            f"distill_warmup={warmup} is longer than distill_until={until}: the terms would end before they have their "
+            "weights; lower the first or raise the second."
+        )
     check_schedule(args)
     try:
         parse_types(str(args.get("gid_types") or "all"))

@@ -208,6 +208,7 @@ def test_a_resumed_run_fades_on_where_it_was(data, teacher, tmp_path, epochs, se
         ("distill_until", 0, "distill_until=0 would distil nothing"),
         ("distill_until", 1.5, "distill_until=1.5 must be a number from 0 to 1"),
         ("time", 1, r"time=1 leaves the run's length open, of which distill_until=0\.5 is a share"),
+        ("distill_warmup", 0.8, r"distill_warmup=0\.8 is longer than distill_until=0\.5"),
         ("distill_decay", "step", "distill_decay=step is unknown: choose from constant, linear, cosine"),
     ],
 )
