@@ -180,6 +180,7 @@ def main() -> None:
     for line in read(options.results):
         if options.data in (None, line["data"]) and options.models in (None, line["models"]):
             groups[line["data"], line["models"]].append(line)
+    groups = {key: lines for key, lines in groups.items() if any(x["kind"] != "teacher" for x in lines)}
     for (data, models), lines in groups.items():
         if options.pulls:
             print(f"\n{data}, {models}, medians over each run\n\n{pulls(lines)}")

@@ -325,9 +325,11 @@ class DistillationTrainer(WatchedTrainer):
         if self.distilling:
             set_factor(self)
             if self.start_epoch == 0 and not unwrap_model(self.model).factor:
+                until, decay = self.own("distill_until") or 1.0, self.own("distill_decay") or "constant"
                 raise UserError(
-                    f"distill_until={self.args.distill_until} of {self.schedule.iterations} iterations ends before the "
-                    "first: nothing would be distilled."
+                    f"a run of {self.schedule.iterations} iterations is too short for distill_until={until} with "
+                    f"distill_decay={decay}: nothing would be distilled in its first; train longer, or give "
+                    "distill_until=1 distill_decay=constant."
                 )
             self.add_callback("on_train_batch_start", set_factor)
         if RANK in {-1, 0}:

@@ -217,6 +217,16 @@ def test_a_fading_that_cannot_be_is_refused(data, teacher, tmp_path, key, value,
         make(data, teacher, tmp_path / "run", **{"distill_until": 0.5, key: value})
 
 
-def test_a_fading_that_ends_before_the_first_step_is_refused(data, teacher, tmp_path):
-    with pytest.raises(UserError, match=r"distill_until=0\.05 of 8 iterations ends before the first"):
-        make(data, teacher, tmp_path / "run", distill_until=0.05).train()  # 0.4 of an iteration
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"distill_until": 0.05}, r"8 iterations is too short for distill_until=0\.05 with distill_decay=constant"),
+        (  # of one iteration, the middle is at a half, where a line has come down to 0
+            {"iterations": 1, "distill_until": 0.5, "distill_decay": "linear"},
+            r"1 iterations is too short for distill_until=0\.5 with distill_decay=linear",
+        ),
+    ],
+)
+def test_a_fading_that_ends_before_the_first_step_is_refused(data, teacher, tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make(data, teacher, tmp_path / "run", **changes).train()
