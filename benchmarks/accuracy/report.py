@@ -174,10 +174,13 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=["plain", "GID", "FitNet"], help="that are drawn")
     parser.add_argument("--data", default=None, help="only this one")
     parser.add_argument("--models", default=None, help="only these, as the titles name them")
+    parser.add_argument("--epochs", type=int, nargs="+", default=None, help="only these schedules")
     parser.add_argument("--pulls", action="store_true", help="the gradients of the terms instead")
     options = parser.parse_args()
     groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in read(options.results):
+        if options.epochs and line["epochs"] not in (None, *options.epochs):  # a teacher's line has none
+            continue
         if options.data in (None, line["data"]) and options.models in (None, line["models"]):
             groups[line["data"], line["models"]].append(line)
     groups = {key: lines for key, lines in groups.items() if any(x["kind"] != "teacher" for x in lines)}
