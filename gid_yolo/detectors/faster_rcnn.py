@@ -17,7 +17,7 @@ from gid_yolo.ops.anchors import cell_anchors, from_fixed_point, grid_anchors, t
 from gid_yolo.ops.assign import positive_mask
 from gid_yolo.ops.boxes import decode_deltas
 from gid_yolo.ops.losses import box_regression_loss, soft_bce
-from gid_yolo.ops.roi_pool import pyramid_roi_align
+from gid_yolo.ops.roi_pool import pyramid_roi_align, roi_levels
 from gid_yolo.ops.sample import SampleRule, random_keys
 from gid_yolo.ops.structures import RawPredictions, Targets
 
@@ -185,6 +185,14 @@ class FasterRCNN(Detector):
         """Proposals and objects drawn by `rule`, to train or to distil the second stage's features on."""
         boxes, valid = candidates(*self.proposals(features, raw, *image_size), targets)
         return sample_boxes(boxes, valid, targets, random_keys(valid), rule=rule, num_classes=self.num_classes)
+
+    def roi_levels(self, boxes: Tensor) -> Tensor:
+        """(...) index of the level, of P2-P5, that the second stage crops each box (..., 4) from.
+
+        A box that is not finite counts as (0, 0, 0, 0).
+        """
+        boxes = boxes.where(boxes.isfinite().all(-1, keepdim=True), 0.0)
+        return roi_levels(boxes, self.strides[:-1], canonical_size=self.roi_canonical)
 
     def classify(self, features: list[Tensor], boxes: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, P, C + 1), the background's last, and deltas (B, P, C, 4) of boxes (B, P, 4).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gid_yolo.distill.levels import levels_by_size
 from gid_yolo.ops.losses import mean_over_images
 from gid_yolo.ops.precision import wide
 from gid_yolo.ops.roi_pool import roi_crops
-
-# The level rule of the FPN paper: a 224 px instance is cropped from P4, in images of 800 x 1333 px.
-CANONICAL_SIZE, CANONICAL_LEVEL, CANONICAL_AREA = 224.0, 4, 800 * 1333
 
 OUTSIDE = -1e6  # pixels; RoIAlign neither reads nor writes for a sample over one cell outside its map
 
@@ -38,16 +35,16 @@ class RoIPlan:
 
 
 @torch.no_grad()
-def plan_rois(boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int]) -> RoIPlan:
-    """Choose the pyramid level of each instance by its size (FPN paper, equation 1).
-
-    The rule k = 4 + log2(sqrt(w h) / 224) is for images of 800 x 1333 px; 224 is scaled with the square root of the
-    image's area, so that small inputs do not crop everything from the finest level.
+def plan_rois(
+    boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int], level: Tensor | None = None
+) -> RoIPlan:
+    """What is cropped from which level.
 
     Args:
         boxes: (B, K, 4) xyxy in input pixels; one that is not finite counts as (0, 0, 0, 0).
-        strides: Pixels per cell of each level; the level nearest to the wanted one is taken, of equal ones the first.
+        strides: Pixels per cell of each level.
         image_size: (height, width) of the input.
+        level: (B, K) index of each instance's level; by its size where None, see `levels_by_size`.
     """
     batch, k = boxes.shape[:2]
     boxes = wide(boxes)
@@ -55,11 +52,7 @@ def plan_rois(boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int]
     boxes = boxes.where(boxes.isfinite().all(-1, keepdim=True), 0.0)
     image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype).repeat_interleave(k)  # (B*K,)
     flat = boxes.reshape(-1, 4)
-    area = ((flat[:, 2] - flat[:, 0]) * (flat[:, 3] - flat[:, 1])).clamp(min=1.0)
-    canonical = CANONICAL_SIZE * math.sqrt(image_size[0] * image_size[1] / CANONICAL_AREA)
-    wanted = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / canonical))  # level k has stride 2^k
-    # One number at a time: a tensor of them would have to wait for its copy to the device
-    level = torch.stack([(wanted - math.log2(stride)).abs() for stride in strides]).argmin(dim=0)
+    level = (levels_by_size(boxes, strides, image_size) if level is None else level).flatten()  # (B*K,)
     # roi_align takes one map a call; how many of the instances are a level's own, a GPU's host would have to wait for
     spread = own_level if boxes.device.type == "cpu" else every_level
     rois, restore = spread(torch.cat([image[:, None], flat], dim=1), level, len(strides))

@@ -17,6 +17,7 @@ from gid_yolo.distill.feature import (
     roi_features,
 )
 from gid_yolo.distill.gism import general_instances, select_general_instances
+from gid_yolo.distill.levels import LEVELS, LevelRule
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.relation import relation_loss
 from gid_yolo.distill.response import ResponseFunctions, TeachersHead, response_loss
@@ -45,6 +46,9 @@ class GIDLoss(nn.Module):
         alpha: Class weight of equation 8.
         beta: Box weight of equation 8.
         roi_size: Height and width of the RoIAlign crops.
+        level: The pyramid level that an instance is cropped from: the one that the second stage of the student's
+            `detector` crops it from, where it has one; that of its `prediction`; else by its `size` alone (FPN paper,
+            equation 1).
         feature_normalize: `instance` or `pixel`, see `feature_loss`.
         standardize: What has mean 0 and variance 1 before features are compared: nothing (`raw`), the `crops` of both,
             their `maps`, or those of the `teacher` alone.
@@ -70,6 +74,7 @@ class GIDLoss(nn.Module):
         alpha: float = 0.1,
         beta: float = 1.0,
         roi_size: int = 10,
+        level: str = "detector",
         feature_normalize: str = "instance",
         standardize: str = "raw",
         weighting: str = "uniform",
@@ -90,6 +95,11 @@ class GIDLoss(nn.Module):
             raise ValueError("predictions that do not correspond one to one cannot be compared: response must be 0.")
         self.alpha, self.beta, self.roi_size = alpha, beta, roi_size
         self.feature_normalize, self.relation_reduction = feature_normalize, relation_reduction
+        if level not in LEVELS:
+            raise ValueError(f"level={level} must be one of {', '.join(LEVELS)}.")
+        if level == "prediction" and (not aligned or self.types == (GROUND_TRUTH,)):
+            raise ValueError("level=prediction needs instances with one prediction each: give detector or size.")
+        self.level = level
         if standardize not in STANDARDIZE:
             raise ValueError(f"standardize={standardize} must be one of {', '.join(STANDARDIZE)}.")
         if weighting not in WEIGHTINGS:
@@ -113,6 +123,7 @@ class GIDLoss(nn.Module):
         functions: ResponseFunctions,
         strides: Sequence[int],
         image_size: tuple[int, int],
+        levels: LevelRule | None = None,
         targets: Targets | None = None,
         head: TeachersHead | None = None,
     ) -> tuple[dict[str, Tensor], GeneralInstances]:
@@ -126,6 +137,8 @@ class GIDLoss(nn.Module):
             functions: The detector's mask and losses.
             strides: Pixels per cell of each level.
             image_size: (height, width) of the input.
+            levels: The student's rule of which level an instance is read from; by size where None, or where it has no
+                answer.
             targets: Ground truth, to tell the instances' types; needed unless `types` is `all`.
             head: The teacher's; needed for the term `cross`.
 
@@ -142,7 +155,7 @@ class GIDLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         valid, weights = instances.valid, self.weights
         if weights["feature"] or weights["relation"]:
-            plan = plan_rois(instances.boxes, strides, image_size)
+            plan = plan_rois(instances.boxes, strides, image_size, self._levels(instances, levels))
             compared = student_pyramid
             if self.standardize in {"maps", "teacher"}:
                 teacher_pyramid = standardized_maps(teacher_pyramid)
@@ -202,6 +215,7 @@ class GIDLoss(nn.Module):
             "alpha": self.alpha,
             "beta": self.beta,
             "roi_size": self.roi_size,
+            "level": self.level,
             "feature_normalize": self.feature_normalize,
             "standardize": self.standardize,
             "weighting": self.weighting,
@@ -215,6 +229,12 @@ class GIDLoss(nn.Module):
         """Names of the terms that are on."""
         names = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss", "cross": "cross_loss"}
         return [names[key] for key, weight in self.weights.items() if weight]
+
+    def _levels(self, instances: GeneralInstances, rule: LevelRule | None) -> Tensor | None:
+        """(B, K) the level of each instance; None for by its size."""
+        if rule is None or self.level == "size":
+            return None
+        return rule(instances.boxes, instances.indices if self.level == "prediction" else None)
 
     def _adapted(self, pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int]) -> Tensor:
         """The student's crops, (B, K, C_t, h, w)."""

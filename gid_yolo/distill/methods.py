@@ -11,6 +11,7 @@ from gid_yolo.distill.feature import Adaptation, PyramidAdaptation, adaptation_s
 from gid_yolo.distill.fine_grained import fine_grained_loss, imitation_mask
 from gid_yolo.distill.fitnet import fitnet_loss
 from gid_yolo.distill.gid import GIDLoss
+from gid_yolo.distill.levels import LevelRule
 from gid_yolo.distill.mimicking import mimicking_loss
 from gid_yolo.distill.response import ResponseFunctions, TeachersHead
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions, Targets
@@ -81,10 +82,11 @@ class Mimicking(nn.Module):
         proposals: tuple[Tensor, Tensor],
         strides: Sequence[int],
         image_size: tuple[int, int],
+        levels: LevelRule | None = None,
     ) -> Tensor:
         """The weighted loss of two pyramids at proposals (B, N, 4), of which (B, N) are real."""
         boxes, valid = proposals
-        plan = plan_rois(boxes, strides, image_size)
+        plan = plan_rois(boxes, strides, image_size, None if levels is None else levels(boxes, None))
         crops_t = roi_features(teacher, plan, strides, size=MIMIC_CROP)
         crops_s = self.adapt(roi_features(student, plan, strides, size=MIMIC_CROP))
         return self.weight * mimicking_loss(crops_t, crops_s, valid)
@@ -143,6 +145,7 @@ class Distillation(nn.Module):
         image_size: tuple[int, int],
         targets: Targets,
         proposals: Proposals,
+        levels: LevelRule | None = None,
         head: TeachersHead | None = None,
     ) -> tuple[dict[str, Tensor], GeneralInstances | None]:
         """The weighted terms by name, and the general instances, None without GID.
@@ -157,6 +160,7 @@ class Distillation(nn.Module):
             image_size: (height, width) of the input.
             targets: Ground truth.
             proposals: Gives the student's sampled proposals; called only for mimicking.
+            levels: The student's rule of which level an instance is read from.
             head: The teacher's, for GID's term `cross`.
         """
         terms: dict[str, Tensor] = {}
@@ -170,6 +174,7 @@ class Distillation(nn.Module):
                 functions=functions,
                 strides=strides,
                 image_size=image_size,
+                levels=levels,
                 targets=targets,
                 head=head,
             )
@@ -178,5 +183,7 @@ class Distillation(nn.Module):
         if self.fine_grained is not None:
             terms["fine_grained_loss"] = self.fine_grained(teacher_pyramid, student_pyramid, student.priors, targets)
         if self.mimicking is not None:
-            terms["mimicking_loss"] = self.mimicking(teacher_pyramid, student_pyramid, proposals(), strides, image_size)
+            terms["mimicking_loss"] = self.mimicking(
+                teacher_pyramid, student_pyramid, proposals(), strides, image_size, levels
+            )
         return terms, instances

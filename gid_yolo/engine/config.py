@@ -129,6 +129,11 @@ def check_gid(args: Mapping[str, Any]) -> None:
             "gid_weighting=score weighs instances by how much two models differ there, but gid_types=gt distils the "
             "ground truth, which has no such score: give gid_weighting=uniform, or other types."
         )
+    if given["gid_level"] == "prediction" and given["gid_types"] == "gt":
+        raise UserError(
+            "gid_level=prediction crops an instance from the level that predicted it, but gid_types=gt distils the "
+            "ground truth, which nothing predicted: give gid_level=detector or gid_level=size, or other types."
+        )
     if given["gid_weighting"] != "uniform" and not given["gid_feature"]:
         raise UserError(
             f"gid_weighting={given['gid_weighting']} weighs the instances of the feature loss, but gid_feature is 0: "

@@ -16,6 +16,7 @@ from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.ops import xyxy2xywh
 
 from gid_yolo.detectors.faster_rcnn import FasterRCNN
+from gid_yolo.distill.levels import levels_of_outputs
 from gid_yolo.distill.response import ResponseFunctions
 from gid_yolo.engine.detection_model import GIDDetectionModel, Outputs, raw_outputs
 from gid_yolo.errors import UserError, some
@@ -65,6 +66,21 @@ class Distillable(ABC):
     @abstractmethod
     def detections(self, images: Tensor) -> Tensor:
         """Detections in Ultralytics' layout, of a model in evaluation mode."""
+
+    def levels(self, boxes: Tensor, indices: Tensor | None, features: list[Tensor], outputs: int) -> Tensor | None:
+        """The pyramid level that predicted each instance, or without `indices` that which a second stage crops it from.
+
+        Args:
+            boxes: (B, K, 4) xyxy in input pixels.
+            indices: (B, K) into the R predictions.
+            features: The pyramid.
+            outputs: R.
+
+        Returns:
+            (B, K) index into the pyramid; None without `indices` of a model that has no second stage.
+        """
+        cells = [x.shape[-2] * x.shape[-1] for x in features]
+        return None if indices is None else levels_of_outputs(indices, cells, outputs)
 
     def proposals(
         self, features: list[Tensor], raw: RawPredictions, targets: Targets, image_size: tuple[int, int]
@@ -181,6 +197,12 @@ class OwnDetector(Distillable):
     def detections(self, images: Tensor) -> Tensor:
         """Detections of the detector."""
         return self.model.detector(images)
+
+    def levels(self, boxes: Tensor, indices: Tensor | None, features: list[Tensor], outputs: int) -> Tensor | None:
+        """The level of the prediction, or that which Faster R-CNN's second stage crops the box from."""
+        if indices is None and isinstance(self.model.detector, FasterRCNN):
+            return self.model.detector.roi_levels(boxes)
+        return super().levels(boxes, indices, features, outputs)
 
     @torch.no_grad()
     def proposals(

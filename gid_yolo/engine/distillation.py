@@ -27,6 +27,13 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
     check_methods(methods, student, teacher)
     gid = None
     if "gid" in methods:
+        aligned = check_alignment(teacher, student, response=bool(args.gid_response))
+        level = vars(args).get("gid_level") or "size"  # what a run that was begun without it was begun with
+        if level == "prediction" and not aligned:
+            raise UserError(
+                "gid_level=prediction crops an instance from the level that predicted it, but the predictions of these "
+                "models do not correspond, and are paired by overlap: give gid_level=detector or gid_level=size."
+            )
         gid = GIDLoss(
             own,
             theirs,
@@ -41,13 +48,14 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
             alpha=args.gid_alpha,
             beta=args.gid_beta,
             roi_size=args.gid_roi_size,
+            level=level,
             feature_normalize=args.gid_normalize,
             standardize=vars(args).get("gid_standardize") or "raw",  # a run that was begun without it
             weighting=vars(args).get("gid_weighting") or "uniform",
             relation_reduction=args.gid_reduction,
             adapt_kernel=args.gid_adapt_kernel,
             types=args.gid_types,
-            aligned=check_alignment(teacher, student, response=bool(args.gid_response)),
+            aligned=aligned,
         )
     fitnet = FitNet(own, theirs, args.fitnet_weight) if "fitnet" in methods else None
     fine_grained = FineGrained(own, theirs, args.fine_grained_weight) if "fine_grained" in methods else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from gid_yolo.distill.fading import DECAYS
 from gid_yolo.distill.gid import WEIGHTINGS
+from gid_yolo.distill.levels import LEVELS
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.distill.standardize import STANDARDIZE
 from gid_yolo.distill.types import parse_types
@@ -37,6 +38,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "gid_normalize": ("instance", "pixel"),
     "gid_standardize": STANDARDIZE,
     "gid_weighting": WEIGHTINGS,
+    "gid_level": LEVELS,
     "distill_decay": DECAYS,
     "gid_reduction": ("mean", "sum"),
     "teacher_precision": ("fp32", "bf16", "fp16"),

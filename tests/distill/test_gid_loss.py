@@ -36,7 +36,7 @@ def make_loss(pair: dict, **settings) -> GIDLoss:
     return GIDLoss(pair["student"].fpn_channels, pair["teacher"].fpn_channels, **settings)
 
 
-def run(pair: dict, gid: GIDLoss, keep: slice = slice(None), targets: Targets | None = None):
+def run(pair: dict, gid: GIDLoss, keep: slice = slice(None), targets: Targets | None = None, levels=None):
     pyramid, raw = pair["student"].raw(pair["images"][keep])
     for tensor in (*pyramid, raw.logits, raw.regression):
         tensor.retain_grad()
@@ -49,6 +49,7 @@ def run(pair: dict, gid: GIDLoss, keep: slice = slice(None), targets: Targets | 
         functions=pair["student"],
         strides=pair["student"].strides,
         image_size=SIZE,
+        levels=levels,
         targets=targets,
     )
     return terms, instances, pyramid, raw
@@ -379,3 +380,33 @@ def test_instances_weigh_by_their_gi_score(pair: dict) -> None:
 def test_a_weighting_that_does_not_exist_is_refused(pair: dict) -> None:
     with pytest.raises(ValueError, match="weighting=pgd must be one of uniform, score"):
         make_loss(pair, weighting="pgd")
+
+
+@pytest.mark.parametrize(
+    ("settings", "indexed"),
+    [({}, False), ({"level": "prediction"}, True), ({"types": "gt"}, False), ({"level": "size"}, None)],
+)
+def test_crops_are_taken_from_the_level_that_the_rule_says(pair: dict, settings: dict, indexed: bool | None) -> None:
+    asked = []
+
+    def rule(boxes: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+        asked.append((boxes, indices))
+        return torch.full(boxes.shape[:2], 2)  # all of the third level
+
+    targets = Targets(torch.tensor([[[8.0, 8.0, 40.0, 40.0]]] * 3), torch.zeros(3, 1).long(), torch.ones(3, 1).bool())
+    weights = {"feature": 1.0, "relation": 1.0, "response": 0.0}
+    gid = make_loss(pair, weights=weights, **settings)
+    terms, instances, pyramid, _ = run(pair, gid, targets=targets, levels=rule)
+    strides = pair["student"].strides
+    by_rule = None if indexed is None else torch.full(instances.boxes.shape[:2], 2)
+    plan = plan_rois(instances.boxes, strides, SIZE, by_rule)
+    crops_t, crops_s = (roi_features(x, plan, strides) for x in (pair["pyramid"], pyramid))
+    expected = feature_loss(crops_t, gid.adapt(crops_s), instances.valid)
+    assert terms["feat_loss"].item() == pytest.approx(expected.item())
+    if indexed is None:
+        assert not asked
+        return
+    ((boxes, indices),) = asked
+    assert torch.equal(boxes, instances.boxes)
+    assert (indices is not None) is indexed
+    assert not indexed or torch.equal(indices, instances.indices)

@@ -102,7 +102,8 @@ def test_a_study_knows_of_levels_before_it_trains(student: str, teacher: str, la
 def test_losses_are_made_as_the_arguments_say_also_of_a_run_that_knew_less(teachers) -> None:
     network = load_model(teachers["retina_nano"], "teacher")[0]
     made = make_projector(SimpleNamespace(**{**DEFAULTS, "gid_weighting": "score", "gid_cross": 2.0}), network, network)
-    assert (made.gid.weighting, made.gid.weights["cross"]) == ("score", 2.0)
-    before = {key: value for key, value in DEFAULTS.items() if key not in {"gid_weighting", "gid_cross"}}
+    assert (made.gid.weighting, made.gid.weights["cross"], made.gid.level) == ("score", 2.0, "detector")
+    later = {"gid_weighting", "gid_cross", "gid_level"}
+    before = {key: value for key, value in DEFAULTS.items() if key not in later}
     made = make_projector(SimpleNamespace(**before), network, network)
-    assert (made.gid.weighting, made.gid.weights["cross"]) == ("uniform", 0.0)
+    assert (made.gid.weighting, made.gid.weights["cross"], made.gid.level) == ("uniform", 0.0, "size")

@@ -1,0 +1,74 @@
+"""Section 3.2: the pyramid level that an instance is cropped from, which the paper calls the matching one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from gid_yolo.ops.precision import wide
+
+# The level rule of the FPN paper: a 224 px instance is cropped from P4, in images of 800 x 1333 px.
+CANONICAL_SIZE, CANONICAL_LEVEL, CANONICAL_AREA = 224.0, 4, 800 * 1333
+
+LEVELS = ("detector", "prediction", "size")
+# Of boxes (B, K, 4) and, to have the levels that predicted them, of their indices (B, K): (B, K) levels, or None
+LevelRule = Callable[[Tensor, Tensor | None], Tensor | None]
+
+
+@torch.no_grad()
+def levels_by_size(boxes: Tensor, strides: Sequence[int], image_size: tuple[int, int]) -> Tensor:
+    """The level of each instance by its size (FPN paper, equation 1).
+
+    The rule k = 4 + log2(sqrt(w h) / 224) is for images of 800 x 1333 px; 224 is scaled with the square root of the
+    image's area, so that small inputs do not crop everything from the finest level.
+
+    Args:
+        boxes: (..., 4) xyxy in input pixels.
+        strides: Pixels per cell of each level; the level nearest to the wanted one is taken, of equal ones the first.
+        image_size: (height, width) of the input.
+
+    Returns:
+        (...) index of the level.
+    """
+    boxes = wide(boxes)
+    area = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])).clamp(min=1.0)
+    canonical = CANONICAL_SIZE * math.sqrt(image_size[0] * image_size[1] / CANONICAL_AREA)
+    wanted = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / canonical))  # level k has stride 2^k
+    # One number at a time: a tensor of them would have to wait for its copy to the device
+    return torch.stack([(wanted - math.log2(stride)).abs() for stride in strides]).argmin(dim=0)
+
+
+def levels_of_outputs(indices: Tensor, cells: Sequence[int], outputs: int) -> Tensor:
+    """The level that made each prediction, where every cell of every level makes as many.
+
+    Args:
+        indices: Of predictions, into R, which are ordered by level.
+        cells: H_l * W_l of each level.
+        outputs: R.
+    """
+    ends = list(accumulate(count * (outputs // sum(cells)) for count in cells))
+    level = torch.zeros_like(indices)
+    for end in ends[:-1]:
+        level = level + (indices >= end)
+    return level
+
+
+def nearest_levels(level: Tensor, strides: Sequence[int], some: Sequence[int]) -> Tensor:
+    """Levels of a pyramid as those of another one, which may have fewer: the nearest in stride.
+
+    Args:
+        level: Indices into `strides`.
+        strides: Pixels per cell of each level.
+        some: Likewise of the other pyramid.
+    """
+    if list(strides) == list(some):
+        return level
+    found = torch.zeros_like(level)
+    for i, stride in enumerate(strides):
+        distances = [abs(math.log2(stride / other)) for other in some]
+        found = torch.where(level == i, distances.index(min(distances)), found)
+    return found

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+from reference.boxes import random_boxes
+from torchvision.ops.poolers import LevelMapper
+
+from gid_yolo.detectors import build_detector
+from gid_yolo.distill import GIDLoss
+from gid_yolo.distill.feature import plan_rois
+from gid_yolo.distill.levels import levels_of_outputs, nearest_levels
+
+
+@pytest.mark.parametrize(("cells", "anchors"), [([12, 4, 1], 9), ([12, 4, 1], 1), ([6], 3)])
+def test_the_level_of_every_prediction_is_that_of_its_cell(cells: list[int], anchors: int) -> None:
+    owner = torch.tensor([level for level, count in enumerate(cells) for _ in range(count * anchors)])  # (R,)
+    indices = torch.arange(len(owner)).flip(0).view(1, -1)
+    assert torch.equal(levels_of_outputs(indices, cells, len(owner)), owner.flip(0).view(1, -1))
+    assert levels_of_outputs(indices[:, :0], cells, len(owner)).shape == (1, 0)
+
+
+@pytest.mark.parametrize("kind", ["retina_nano", "fcos_nano"])
+def test_predictions_are_ordered_as_the_rule_takes_them(kind: str) -> None:
+    """The side of a prior is in proportion to its level's stride, whatever the order is said to be."""
+    detector = build_detector(kind, 2).eval()
+    features, raw = detector.raw(torch.zeros(1, 3, 64, 96))
+    outputs = raw.logits.shape[1]
+    cells = [x.shape[-2] * x.shape[-1] for x in features]
+    level = levels_of_outputs(torch.arange(outputs)[None], cells, outputs)[0]
+    sides = (raw.priors[:, 2:] - raw.priors[:, :2]).prod(-1).sqrt()  # (R,)
+    strides = torch.tensor(detector.strides)[level]
+    ratio = sides / strides  # RetinaNet's anchors: 2, 2 * 2^(1/3) and 2 * 2^(2/3) strides, of whole pixels
+    assert (ratio.max() / ratio.min()).item() < 1.7  # 2^(2/3) and rounding; of a wrong level twice that
+    assert level.unique().tolist() == list(range(len(features)))
+
+
+@pytest.mark.parametrize(
+    ("strides", "some"),
+    [
+        ([4, 8, 16, 32, 64], [8, 16, 32]),
+        ([8, 16, 32], [8, 16, 32]),
+        ([32, 32, 64], [32, 32, 64]),  # of equal ones each stays itself
+        ([8, 16, 32], [16]),
+        ([16], [8, 32]),  # as near: the first
+    ],
+)
+def test_levels_that_are_not_shared_give_way_to_the_nearest(strides: list[int], some: list[int]) -> None:
+    level = torch.arange(len(strides)).view(1, -1)
+    expected = [min(range(len(some)), key=lambda i: abs(math.log2(some[i] / stride))) for stride in strides]
+    if strides == some:
+        expected = list(range(len(strides)))
+    assert nearest_levels(level, strides, some).tolist() == [expected]
+
+
+@pytest.mark.parametrize("canonical", [112.0, 224.0])
+def test_the_second_stage_reads_from_torchvisions_levels(canonical: float) -> None:
+    detector = build_detector("frcnn_nano", 2, roi_canonical=canonical)
+    boxes = random_boxes((2, 50), image=(800, 800), smallest=3.0, largest=700.0)
+    boxes[:, :10] = random_boxes((2, 10), image=(800, 800), smallest=3.0, largest=50.0)
+    mapper = LevelMapper(2, 5, canonical_scale=int(canonical), canonical_level=4)  # P2 to P5
+    expected = torch.stack([mapper([image]) for image in boxes])
+    assert expected.unique().tolist() == [0, 1, 2, 3]
+    assert torch.equal(detector.roi_levels(boxes), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_box_that_is_not_finite_is_read_from_the_finest_level(value: float) -> None:
+    boxes = torch.tensor([[[0.0, 0.0, value, 500.0], [0.0, 0.0, 500.0, 500.0]]])
+    assert build_detector("frcnn_nano", 2).roi_levels(boxes).tolist() == [[0, 3]]  # 500 px over 4 * 112
+
+
+def test_a_given_level_is_taken_whatever_the_size() -> None:
+    boxes = random_boxes((2, 6), image=(64, 64), smallest=4.0, largest=60.0)
+    level = torch.arange(12).view(2, 6) % 3
+    plan = plan_rois(boxes, (8, 16, 32), (64, 64), level)
+    found = torch.cat([torch.full((len(rois),), i) for i, rois in enumerate(plan.rois)])[plan.restore]
+    assert torch.equal(found, level.flatten())
+    assert torch.equal(torch.cat(plan.rois)[plan.restore][:, 1:], boxes.flatten(0, 1))
+
+
+def test_a_rule_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="level=anchor must be one of detector, prediction, size"):
+        GIDLoss(4, 4, level="anchor")
+
+
+@pytest.mark.parametrize("without", [{"types": "gt"}, {"aligned": False, "weights": {"response": 0.0}}])
+def test_the_level_of_a_prediction_needs_one(without: dict) -> None:
+    with pytest.raises(ValueError, match="level=prediction needs instances with one prediction each"):
+        GIDLoss(4, 4, level="prediction", **without)

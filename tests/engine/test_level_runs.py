@@ -1,0 +1,80 @@
+"""Which pyramid level an instance is cropped from, in runs of every kind of detector."""
+
+import pytest
+import torch
+from engine_helpers import FAST
+from torchvision.ops.poolers import LevelMapper
+
+import gid_yolo.distill.gid
+from gid_yolo import GID
+from gid_yolo.distill.feature import plan_rois
+from gid_yolo.distill.levels import levels_by_size
+from gid_yolo.errors import UserError
+
+
+@pytest.fixture
+def plans(monkeypatch) -> list[tuple]:
+    """What every call of `plan_rois` is given."""
+    seen: list[tuple] = []
+
+    def noted(boxes, strides, image_size, level=None):
+        seen.append((boxes, list(strides), image_size, level))
+        return plan_rois(boxes, strides, image_size, level)
+
+    monkeypatch.setattr(gid_yolo.distill.gid, "plan_rois", noted)
+    return seen
+
+
+def distil(data, folder, student: str, teacher: str, **settings) -> list[torch.Tensor]:
+    """Train an epoch; the instances' indices of every batch."""
+    found = []
+    model = GID(student)
+    model.add_callback("on_train_batch_end", lambda trainer: found.append(trainer.model.instances.indices))
+    model.train(**FAST, data=str(data), save_dir=str(folder), teacher=teacher, **settings)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["retina_nano", "fcos_nano", "frcnn_nano", "yolo11n.yaml"])
+def test_the_level_of_a_prediction_is_that_of_its_cell(data, tmp_path, teachers, plans, kind) -> None:
+    found = distil(data, tmp_path, kind, teachers[kind], gid_level="prediction")
+    assert len(plans) == len(found) > 0
+    for (_, strides, (height, width), level), indices in zip(plans, found, strict=True):
+        anchors = {"retina_nano": 9, "frcnn_nano": 3}.get(kind, 1)  # a cell
+        cells = [-(-height // s) * -(-width // s) for s in strides]
+        owner = torch.tensor([i for i, count in enumerate(cells) for _ in range(count * anchors)])  # (R,)
+        assert torch.equal(level, owner[indices])
+
+
+def test_faster_rcnn_reads_it_where_its_second_stage_does(data, tmp_path, teachers, plans) -> None:
+    distil(data, tmp_path, "frcnn_nano", teachers["frcnn_nano"])
+    mapper = LevelMapper(2, 5, canonical_scale=112, canonical_level=4)  # the nano's
+    for boxes, strides, image_size, level in plans:
+        assert strides == [4, 8, 16, 32, 64]
+        assert torch.equal(level, torch.stack([mapper([image]) for image in boxes]))
+        assert not torch.equal(level, levels_by_size(boxes, strides, image_size))  # which it was before
+
+
+def test_under_a_teacher_that_lacks_the_level_it_is_the_nearest_one(data, tmp_path, teachers, plans) -> None:
+    distil(data, tmp_path, "frcnn_nano", teachers["retina_nano"], gid_response=0)
+    mapper = LevelMapper(2, 5, canonical_scale=112, canonical_level=4)
+    for boxes, strides, _, level in plans:
+        assert strides == [8, 16, 32, 64]  # the student's stride 4 is not the teacher's
+        expected = torch.stack([mapper([image]) for image in boxes])
+        assert torch.equal(level, (expected - 1).clamp(min=0))
+
+
+@pytest.mark.parametrize(
+    ("student", "settings"),
+    [("retina_nano", {}), ("yolo11n.yaml", {}), ("frcnn_nano", {"gid_level": "size"})],
+)
+def test_it_goes_by_size_without_a_second_stage_and_where_asked(
+    data, tmp_path, teachers, plans, student, settings
+) -> None:
+    distil(data, tmp_path, student, teachers[student], **settings)
+    assert plans
+    assert all(level is None for *_, level in plans)
+
+
+def test_predictions_that_do_not_correspond_have_no_level(data, tmp_path, teachers) -> None:
+    with pytest.raises(UserError, match=r"gid_level=prediction .* do not correspond, .* give gid_level=detector"):
+        distil(data, tmp_path, "retina_nano", teachers["fcos_nano"], gid_response=0, gid_level="prediction")
