@@ -377,36 +377,21 @@ def test_instances_weigh_by_their_gi_score(pair: dict) -> None:
     assert terms["feat_loss"].item() == pytest.approx(float(sum(images).detach()) / len(images), rel=1e-4)
 
 
-def test_a_weighting_that_does_not_exist_is_refused(pair: dict) -> None:
-    with pytest.raises(ValueError, match="weighting=pgd must be one of uniform, score"):
-        make_loss(pair, weighting="pgd")
-
-
-@pytest.mark.parametrize(
-    ("settings", "indexed"),
-    [({}, False), ({"level": "prediction"}, True), ({"types": "gt"}, False), ({"level": "size"}, None)],
-)
-def test_crops_are_taken_from_the_level_that_the_rule_says(pair: dict, settings: dict, indexed: bool | None) -> None:
+@pytest.mark.parametrize(("level", "indexed"), [("detector", False), ("prediction", True), ("size", None)])
+def test_crops_are_taken_from_the_level_that_the_rule_says(pair: dict, level: str, indexed: bool | None) -> None:
     asked = []
 
     def rule(boxes: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
         asked.append((boxes, indices))
-        return torch.full(boxes.shape[:2], 2)  # all of the third level
+        return torch.full(boxes.shape[:2], 2)  # the third of all
 
-    targets = Targets(torch.tensor([[[8.0, 8.0, 40.0, 40.0]]] * 3), torch.zeros(3, 1).long(), torch.ones(3, 1).bool())
-    weights = {"feature": 1.0, "relation": 1.0, "response": 0.0}
-    gid = make_loss(pair, weights=weights, **settings)
-    terms, instances, pyramid, _ = run(pair, gid, targets=targets, levels=rule)
-    strides = pair["student"].strides
-    by_rule = None if indexed is None else torch.full(instances.boxes.shape[:2], 2)
-    plan = plan_rois(instances.boxes, strides, SIZE, by_rule)
-    crops_t, crops_s = (roi_features(x, plan, strides) for x in (pair["pyramid"], pyramid))
-    expected = feature_loss(crops_t, gid.adapt(crops_s), instances.valid)
-    assert terms["feat_loss"].item() == pytest.approx(expected.item())
-    if indexed is None:
-        assert not asked
-        return
-    ((boxes, indices),) = asked
-    assert torch.equal(boxes, instances.boxes)
-    assert (indices is not None) is indexed
-    assert not indexed or torch.equal(indices, instances.indices)
+    gid = make_loss(pair, level=level)
+    terms, instances, pyramid, _ = run(pair, gid, levels=rule)
+    strides, boxes = pair["student"].strides, instances.boxes
+    third = torch.full(boxes.shape[:2], 2)
+    plan = plan_rois(boxes, strides, SIZE, None if indexed is None else third)
+    crops = [roi_features(x, plan, strides) for x in (pair["pyramid"], pyramid)]
+    expected = 5e-4 * feature_loss(crops[0], gid.adapt(crops[1]), instances.valid).item()
+    assert terms["feat_loss"].item() == pytest.approx(expected)
+    assert len(asked) == (indexed is not None)
+    assert all((indices is instances.indices) is indexed for _, indices in asked)

@@ -78,9 +78,16 @@ def test_a_given_level_is_taken_whatever_the_size() -> None:
     assert torch.equal(torch.cat(plan.rois)[plan.restore][:, 1:], boxes.flatten(0, 1))
 
 
-def test_a_rule_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="level=anchor must be one of detector, prediction, size"):
-        GIDLoss(4, 4, level="anchor")
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"level": "anchor"}, "level=anchor must be one of detector, prediction, size"),
+        ({"weighting": "pgd"}, "weighting=pgd must be one of uniform, score"),
+    ],
+)
+def test_a_rule_that_does_not_exist_is_refused(setting: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        GIDLoss(4, 4, **setting)
 
 
 @pytest.mark.parametrize("without", [{"types": "gt"}, {"aligned": False, "weights": {"response": 0.0}}])
