@@ -28,7 +28,7 @@ HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
   gid-benchmark  model=distilled.pt baseline=plain.pt teacher=teacher.pt data=my.yaml
   gid-visualize  model=student.pt teacher=teacher.pt source=images/
   gid-study      table6 model=retina_nano teacher=retina_small.pt data=my.yaml [seeds=3] [epochs=40] ...
-                 [split=test] [device=0,1] [jobs=2] [project=folder] [plan=True]
+                 [split=test] [device=0,1] [jobs=2] [project=folder] [longer=1.5] [plan=True]
 
 `gid train ...` is the same as `gid-train ...`. Without data= the embedded data set is used. Checkpoints are read as
 data; trust=True opens those that could run code.

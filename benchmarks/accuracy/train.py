@@ -14,7 +14,6 @@ interrupted.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from typing import Any
 import ultralytics
 import yaml
 
+from gid_yolo.analysis.curves import read_curve
 from gid_yolo.analysis.study_plan import OF_EVALUATION, OF_WEIGHTS
 from gid_yolo.engine.config import OWN_KEYS
 from gid_yolo.engine.gradients import read_gradients
@@ -102,9 +102,10 @@ def _runs(study: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
             if run["results"] is None:
                 continue
             args = {key: Path(x).name if key in FILES and isinstance(x, str) else x for key, x in run["args"].items()}
-            found = {**common, "row": row["name"], "kind": row["kind"], "seed": int(seed), "run": run["run"]}
+            kind, name = ("plain", "plain") if row["kind"] == "longer" else (row["kind"], row["name"])
+            found = {**common, "row": name, "kind": kind, "seed": int(seed), "run": run["run"]}
             found |= {"epochs": args.get("epochs"), settings["split"]: run["results"], "args": args}
-            if row["kind"] == "teacher":  # whose run the study only measured
+            if kind == "teacher":  # whose run the study only measured
                 yield found | trained(folder.parent / settings["models"][row["group"]].split(" under ")[-1])
             else:
                 yield found | _history(folder / run["run"])
@@ -142,11 +143,7 @@ def curve_of(file: Path) -> dict[str, Any]:
     """The curve, (epoch, seconds, mAP), and the seconds in all; nothing where there is no file."""
     if not file.is_file():
         return {}
-    with file.open(newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    times = elapsed([float(row["time"]) for row in rows])
-    aps = [round(100 * float(row["metrics/mAP50-95(B)"]), 2) for row in rows]
-    curve = [[int(row["epoch"]), *rest] for row, *rest in zip(rows, times, aps, strict=True)]
+    curve = [list(point) for point in read_curve(file)]
     return {"curve": curve, "seconds": curve[-1][1]}
 
 
@@ -162,17 +159,6 @@ def pulls_of(file: Path) -> dict[str, Any]:
             for key, values in zip(("over_task", "cosine", "share"), zip(*own, strict=True), strict=True)
         }
     return {"pulls": found} if found else {}
-
-
-def elapsed(times: list[float]) -> list[float]:
-    """Seconds since a run began, of a clock that starts anew whenever the run is resumed."""
-    found, before, last = [], 0.0, 0.0
-    for time in times:
-        if time < last:
-            before += last
-        found.append(round(before + time, 1))
-        last = time
-    return found
 
 
 def pairs_of(words: Sequence[str]) -> dict[str, str]:

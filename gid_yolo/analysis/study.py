@@ -10,7 +10,7 @@ from typing import Any
 from ultralytics.utils import LOGGER, SETTINGS
 
 from gid_yolo._version import __version__
-from gid_yolo.analysis.study_file import StudyFile, read_study, with_models
+from gid_yolo.analysis.study_file import StudyFile, read_study, with_longer, with_models
 from gid_yolo.analysis.study_plan import Planner, Study, family_of
 from gid_yolo.analysis.study_runs import Runner, devices_of
 from gid_yolo.analysis.study_table import Line, markdown, tabulate, verdict, write_files
@@ -37,6 +37,7 @@ def study(
     jobs: int = 1,
     project: str | Path | None = None,
     plan: bool = False,
+    longer: float | None = None,
     **common: Any,
 ) -> list[Line]:
     """Train every cell of a table at an equal budget, and write the table as Markdown, CSV and JSON.
@@ -54,6 +55,7 @@ def study(
         jobs: Cells that share a device.
         project: Folder of the tables and, under `runs`, of all runs; `runs/study` by default.
         plan: Only show the runs.
+        longer: Train the plain student once more, this many times as long, and compare with that too.
         **common: Arguments of `gid-train` for all of them.
 
     Returns:
@@ -72,6 +74,8 @@ def study(
     where = data_path.resolve() if data_path.is_file() else data_path  # a name of Ultralytics' stays one
     planner = Planner(where, root.resolve() / "runs", common, numbers)
     groups, left_out = with_models(file, _pairs(model, teacher, common.get("trust", False)))
+    if longer is not None:
+        groups = with_longer(groups, longer)
     rows = [row for group in groups for row in planner.rows(group)]
     settings = {
         "name": file.name, "models": planner.models, "data": str(where), "split": split, "seeds": numbers,
@@ -82,17 +86,21 @@ def study(
     for slot in set(devices):
         check_device(slot)
     runner = Runner(planner.folder, split, devices)
+
+    def table() -> list[Line]:
+        return tabulate(whole, runner.results, runner.failed, runner.seconds)
+
     if plan:
         for run in whole.runs:
             words = runner.command(run)
             LOGGER.info(f"gid-{' '.join(words)}" if words else f"{run.name} is done")
-        return tabulate(whole, runner.results, {})
+        return table()
 
     def write() -> list[Path]:
-        return write_files(whole, tabulate(whole, runner.results, runner.failed), root, runner.results)
+        return write_files(whole, table(), root, runner.results)
 
     runner.execute(whole.runs, write)
-    files, lines = write(), tabulate(whole, runner.results, runner.failed)
+    files, lines = write(), table()
     LOGGER.info(f"\n{markdown(whole, lines)}")
     if file.name == "verdict" and (said := verdict(whole, lines)):
         LOGGER.info(f"{said['sentence']}\n")

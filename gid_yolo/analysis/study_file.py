@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from gid_yolo.engine.values import check_values
 from gid_yolo.errors import UserError
 
 KINDS = ("teacher", "plain", "distilled")
+LONGER = "longer"  # the kind of a row that no yaml has: a plain student that trains for longer than the others
 _FILE_KEYS = {"title", "paper", "columns", "groups", "class"}
 _GROUP_KEYS = {"name", "detector", "model", "teacher", "rows"}
 _ROW_KEYS = {"name", "kind", "args", "paper"}
@@ -22,12 +23,13 @@ _ROW_KEYS = {"name", "kind", "args", "paper"}
 
 @dataclass(frozen=True)
 class Template:
-    """A row: what it is called, what is trained, and the paper's figures by column."""
+    """A row: what it is called, what is trained, the paper's figures by column, how many times as long it trains."""
 
     name: str
     kind: str
     args: dict[str, Any]
     paper: dict[str, float]
+    times: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,24 @@ def read_study(name: str | Path) -> StudyFile:
     return StudyFile(
         path.stem, str(contents["title"]), str(contents.get("paper", "")), columns, groups, contents.get("class")
     )
+
+
+def with_longer(groups: Sequence[Group], times: Any) -> list[Group]:
+    """The groups with another row each, after the plain student's: one that trains plainly, but longer.
+
+    Raises:
+        UserError: `times` is no number above 1.
+    """
+    if isinstance(times, bool) or not isinstance(times, int | float) or not 1 < times < float("inf"):
+        raise UserError(
+            f"longer={times} must be a number above 1: how many times as long the plain student trains too."
+        )
+    found = []
+    for group in groups:
+        at = [row.kind for row in group.rows].index("plain") + 1
+        row = Template(f"plain, {times:g} times as long", LONGER, {}, {}, float(times))
+        found.append(replace(group, rows=(*group.rows[:at], row, *group.rows[at:])))
+    return found
 
 
 def _group(contents: Any, columns: tuple[str, ...]) -> Group:

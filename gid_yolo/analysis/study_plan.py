@@ -12,14 +12,14 @@ from typing import Any
 import yaml
 from ultralytics.utils import LOGGER
 
-from gid_yolo.analysis.study_file import Group, StudyFile, Template
+from gid_yolo.analysis.study_file import LONGER, Group, StudyFile, Template
 from gid_yolo.detectors.build import model_config
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_model
 from gid_yolo.engine.config import DEFAULTS, checked_args, model_defaults, without_none, yolo_defaults
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.recipe import expand
-from gid_yolo.engine.schedule import override
+from gid_yolo.engine.schedule import override, stretched
 from gid_yolo.engine.teacher import check_teacher_name, find_finished_run, teacher_args
 from gid_yolo.engine.trainer import with_anchors_of
 from gid_yolo.errors import UserError
@@ -62,7 +62,7 @@ class Row:
     Attributes:
         group: Name of the group it stands in.
         name: Its own.
-        kind: `teacher`, `plain` or `distilled`.
+        kind: `teacher`, `plain`, `longer` or `distilled`.
         runs: By seed; a teacher has a single one.
         paper: The paper's figures by column.
     """
@@ -134,8 +134,9 @@ class Planner:
     def _row(self, group: Group, row: Template, student: str, teacher: Path, needs: Run | None, identity: str) -> Row:
         if row.kind == "teacher":
             runs = {self.seeds[0]: needs or self._evaluation(str(group.teacher), teacher, identity, student)}
-        elif row.kind == "plain":
-            runs = {seed: self._run(student, {**self.common, "seed": seed}) for seed in self.seeds}
+        elif row.kind in {"plain", LONGER}:
+            given = self.common if row.kind == "plain" else self._longer(student, row.times)
+            runs = {seed: self._run(student, {**given, "seed": seed}) for seed in self.seeds}
         else:
             args = {**self.common, **row.args, "teacher": str(teacher)}
             runs = {seed: self._run(student, {**args, "seed": seed}, needs, identity) for seed in self.seeds}
@@ -158,6 +159,11 @@ class Planner:
         words = [_label(model), *(varied or (["gid"] if "teacher" in telling else []))]
         name = _name(words, args.get("seed", 0), {"model": _identity(model, self.trust), **telling})
         return Run(name, {"model": model, "patience": 0, **args}, None, needs)  # no run stops before another
+
+    def _longer(self, model: str, times: float) -> dict[str, Any]:
+        """The arguments of a run by the same schedule, drawn out to `times` its length."""
+        args = expand(self.common, family_of(model, self.trust))
+        return args | stretched(override(defaults_of(model, self.trust), args), times)
 
     def _teacher(self, name: str) -> tuple[Path, Run | None, str]:
         """The teacher's checkpoint, the run that trains it if there is none yet, and what tells it from others."""

@@ -19,6 +19,7 @@ from typing import IO, Any
 import torch
 from ultralytics.utils import LOGGER
 
+from gid_yolo.analysis.curves import read_curve
 from gid_yolo.analysis.study_plan import OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run, defaults_of
 from gid_yolo.cfg import load_yaml
 from gid_yolo.engine.checkpoint import load_any, load_model, record_of
@@ -61,6 +62,13 @@ class Runner:
         except (OSError, ValueError):
             return None
         return {name: found[name] for name in COLUMNS} if found.get("split") == self.split else None
+
+    def seconds(self, run: Run) -> float | None:
+        """How long a run has trained, all its starts together; None of one that was trained elsewhere."""
+        try:
+            return read_curve(self.folder / run.name / "results.csv")[-1][1]
+        except (OSError, ValueError, KeyError, IndexError):
+            return None
 
     def command(self, run: Run) -> list[str] | None:
         """What is to be done next for a run, as words of a command; None where it has its results."""

@@ -7,9 +7,11 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from gid_yolo.analysis.statistics import CONFIDENCE, Gain, Spread, paired_gain, seeds_needed, spread
+from gid_yolo.analysis.study_file import LONGER
 from gid_yolo.analysis.study_plan import Row, Run, Study
 from gid_yolo.engine.preflight import LEAD
 from gid_yolo.export.report import align
@@ -17,6 +19,8 @@ from gid_yolo.export.rows import signed
 from gid_yolo.files import replaced
 
 Results = Callable[[Run], dict[str, float] | None]
+Seconds = Callable[[Run], float | None]
+SAME = 1.05  # times as long, which counts as the same: the clock of a shared machine is no better
 
 
 @dataclass(frozen=True)
@@ -40,26 +44,29 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row with its cells by column, and why runs of it failed."""
+    """A row with its cells by column, why runs of it failed, and the median of the minutes that they trained for."""
 
     row: Row
     cells: dict[str, Cell]
     failures: tuple[str, ...]
+    minutes: float | None = None
 
 
-def tabulate(study: Study, results: Results, failed: dict[str, str]) -> list[Line]:
+def tabulate(study: Study, results: Results, failed: dict[str, str], seconds: Seconds = lambda run: None) -> list[Line]:
     """The rows with what is done so far."""
     lines = []
     for row in study.rows:
         plain = next(other for other in study.rows if other.group == row.group and other.kind == "plain")
         cells = {column: _cell(column, row, plain, results) for column in study.file.columns}
-        lines.append(Line(row, cells, tuple(sorted({failed[r.name] for r in row.runs.values() if r.name in failed}))))
+        failures = tuple(sorted({failed[run.name] for run in row.runs.values() if run.name in failed}))
+        times = [x for run in row.runs.values() if results(run) is not None and (x := seconds(run)) is not None]
+        lines.append(Line(row, cells, failures, median(times) / 60 if times else None))
     return lines
 
 
 def _cell(column: str, row: Row, plain: Row, results: Results) -> Cell:
     values, baseline = _values(column, row, results), _values(column, plain, results)
-    compared = row.kind == "distilled"
+    compared = row.kind in {"distilled", LONGER}
     paper, papers_plain = row.paper.get(column), plain.paper.get(column)
     return Cell(
         values,
@@ -78,7 +85,7 @@ def _values(column: str, row: Row, results: Results) -> dict[int, float]:
 def markdown(study: Study, lines: Sequence[Line]) -> str:
     """The table with what has to be known to read it; aligned, so that a terminal shows it well too."""
     columns = study.file.columns
-    head = ["", *columns, f"gain in {columns[0]}", "seeds"]
+    head = ["", *columns, f"gain in {columns[0]}", "seeds", "minutes"]
     body: list[list[str]] = []
     groups = list(dict.fromkeys(row.group for row in study.rows))
     for group in groups:
@@ -87,7 +94,7 @@ def markdown(study: Study, lines: Sequence[Line]) -> str:
         own = [line for line in lines if line.row.group == group]
         body += [_body(line, columns) for line in own]
         if len(columns) > 1:
-            body.append(["gain of the last", *(_gain(own[-1].cells[c]) for c in columns), "", ""])
+            body.append(["gain of the last", *(_gain(own[-1].cells[c]) for c in columns), "", "", ""])
     table = align([head, *body], [False] * len(head))
     return "\n\n".join([f"## {study.file.title}", _legend(study), table, *_notes(study, lines)]) + "\n"
 
@@ -98,7 +105,8 @@ def _legend(study: Study) -> str:
     trained = ", ".join(f"{key}={value}" for key, value in s["arguments"].items()) or "default arguments"
     text = (
         f"{models}, on {Path(s['data']).name}, {trained}; AP in percent on {s['split']}, of each run's best.pt. Mean ± "
-        f"standard deviation over seeds; gain over the plain student, paired by seed, with its {percent} interval."
+        f"standard deviation over seeds; gain over the plain student, paired by seed, with its {percent} interval; "
+        "minutes of training, the median of the seeds."
     )
     if any(row.paper for row in study.rows):
         text += f" In brackets the paper's figure ({study.file.paper})."
@@ -119,7 +127,8 @@ def _body(line: Line, columns: Sequence[str]) -> list[str]:
     first = line.cells[columns[0]]
     done, wanted = len(first.values), len(line.row.runs)
     seeds = "" if line.row.kind == "teacher" else str(done) if done == wanted else f"{done} of {wanted}"
-    return [line.row.name, *(_mean(line.cells[c]) for c in columns), _gain(first), seeds]
+    minutes = "" if line.minutes is None else f"{line.minutes:.{0 if line.minutes >= 10 else 1}f}"
+    return [line.row.name, *(_mean(line.cells[c]) for c in columns), _gain(first), seeds, minutes]
 
 
 def _mean(cell: Cell) -> str:
@@ -171,7 +180,34 @@ def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
             f" The teacher is too weak to judge by: it is {best.mean - plain.mean:.1f} {column} ahead of the plain "
             f"student at this schedule, and should be {LEAD:g}; train it to its plateau, or take a larger one."
         )
-    return {"verdict": word, "sentence": text, "column": column, **asdict(gain)}
+    said = {"verdict": word, "sentence": text + _by_the_clock(lines, column), "column": column, **asdict(gain)}
+    if longer := next((other for other in lines if other.row.kind == LONGER), None):
+        lead = paired_gain(line.cells[column].values, longer.cells[column].values)
+        said["over_longer"] = {"row": longer.row.name, **(asdict(lead) if lead else {})}
+    return said
+
+
+def _by_the_clock(lines: Sequence[Line], column: str) -> str:
+    """How the distilled student stands beside a plain one that trained longer, or that none was trained."""
+    line, plain = lines[-1], next(other for other in lines if other.row.kind == "plain")
+    longer = next((other for other in lines if other.row.kind == LONGER), None)
+    if longer is None:
+        times = line.minutes / plain.minutes if line.minutes and plain.minutes else 1.0
+        if times < SAME:
+            return ""
+        return (
+            f" Its training took {times:.1f} times the plain student's: longer={times:.1f} compares it with one that "
+            "trains for as long."
+        )
+    lead = paired_gain(line.cells[column].values, longer.cells[column].values)
+    if lead is None:
+        return ""
+    text = f" It is {signed(lead.mean)} {column} against the row '{longer.row.name}'"
+    if lead.low is not None and lead.high is not None:
+        text += f" ({signed(lead.low)} to {signed(lead.high)})"
+    if line.minutes and longer.minutes:
+        text += f", whose training took {longer.minutes / line.minutes:.1f} times the distilled student's"
+    return f"{text}."
 
 
 def write_files(study: Study, lines: Sequence[Line], folder: Path, results: Results) -> list[Path]:
@@ -225,7 +261,12 @@ def _told(settings: dict[str, Any]) -> dict[str, Any]:
 def _json(line: Line, results: Results) -> dict[str, Any]:
     runs = {seed: {"run": run.name, "args": run.args, "results": results(run)} for seed, run in line.row.runs.items()}
     row = {"group": line.row.group, "name": line.row.name, "kind": line.row.kind, "failures": line.failures}
-    return {**row, "columns": {column: asdict(cell) for column, cell in line.cells.items()}, "runs": runs}
+    return {
+        **row,
+        "minutes": line.minutes,
+        "columns": {column: asdict(cell) for column, cell in line.cells.items()},
+        "runs": runs,
+    }
 
 
 def _write_csv(lines: Sequence[Line], path: Path) -> None:

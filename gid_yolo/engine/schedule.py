@@ -104,6 +104,23 @@ def check_schedule(args: Mapping[str, Any]) -> None:
         raise UserError(f"time={args['time']} leaves the run's length open and {key}= fixes it: leave one of them out.")
 
 
+def stretched(args: Mapping[str, Any], times: float) -> dict[str, Any]:
+    """The arguments of the same schedule drawn out to `times` its length; its warm-up, in numbers, is as it was.
+
+    Args:
+        args: Checked arguments of a run, defaults among them.
+        times: Of its length.
+
+    Returns:
+        Those that change.
+    """
+    if args.get("iterations") is None:  # steps count epochs, which may be parts of one
+        length, steps = "epochs", [times * step for step in _steps(args)]
+    else:
+        length, steps = "iterations", [round(times * step) for step in _steps(args)]
+    return {length: round(times * args[length]), **({"lr_steps": steps} if steps else {})}
+
+
 def check_warmup(warmup: int, iterations: int) -> None:
     """Refuse a warm-up that the run does not outlast.
 

@@ -97,12 +97,6 @@ def test_pulls_are_medians_over_the_run(scripts, tmp_path) -> None:
     assert text.splitlines()[-1].split()[1:-1:2] == ["GID", "3", "0", "feat_loss", "4", "0.2", "0.2"]
 
 
-def test_the_clock_of_a_resumed_run_goes_on(scripts) -> None:
-    train, _ = scripts
-    assert train.elapsed([10.0, 20.0, 5.0, 15.0, 3.0]) == [10, 20, 20 + 5, 20 + 15, 20 + 15 + 3]
-    assert train.elapsed([]) == []
-
-
 @pytest.mark.slow
 def test_the_report_has_means_and_gains(scripts, project, tmp_path) -> None:
     train, report = scripts

@@ -52,7 +52,7 @@ def start(own_study: Path, project: Path, data: Path, checkpoints: dict[str, str
 def finished(tmp_path_factory, own_study, data, checkpoints) -> tuple[Path, UserError]:
     project = tmp_path_factory.mktemp("project")
     with pytest.raises(UserError) as error:
-        start(own_study, project, data, checkpoints, jobs=2)
+        start(own_study, project, data, checkpoints, jobs=2, longer=2)
     return project, error.value
 
 
@@ -74,6 +74,11 @@ def test_every_cell_is_what_its_run_measured(finished) -> None:
             assert float(table[name, column]["mean"]) == pytest.approx(measured[column], abs=1e-4)
     gain = float(table["relation", "mAP"]["mean"]) - float(table["plain", "mAP"]["mean"])
     assert float(table["relation", "mAP"]["gain"]) == pytest.approx(gain, abs=2e-4)
+    for name in ("plain", "plain, 2 times as long", "relation"):
+        with (project / "runs" / rows[name]["runs"]["0"]["run"] / "results.csv").open(newline="") as stream:
+            last = list(csv.DictReader(stream))[-1]
+        assert rows[name]["minutes"] == pytest.approx(float(last["time"]) / 60, abs=0.01)
+    assert (rows["teacher"]["minutes"], rows["mimicking"]["minutes"]) == (None, None)
     assert (table["relation", "mAP"]["gain_low"], table["relation", "mAP"]["paper_gain"]) == ("", "1.0")
 
 
@@ -81,10 +86,13 @@ def test_every_cell_is_what_its_run_measured(finished) -> None:
 def test_the_rows_trained_what_they_say(finished) -> None:
     project, _ = finished
     rows = runs_of(project)
-    plain, relation = (
+    plain, longer, relation = (
         yaml.safe_load((project / "runs" / rows[name]["runs"]["0"]["run"] / "args.yaml").read_text())
-        for name in ("plain", "relation")
+        for name in ("plain", "plain, 2 times as long", "relation")
     )
+    apart = {key for key in plain if plain[key] != longer[key]}
+    assert apart == {"epochs", "name", "save_dir"}
+    assert (plain["epochs"], longer["epochs"]) == (1, 2)
     apart = {key for key in plain if plain[key] != relation[key]}
     assert apart == {"teacher", "teacher_min_ap", "distill_until", "gid_feature", "gid_response", "name", "save_dir"}
 
@@ -92,7 +100,7 @@ def test_the_rows_trained_what_they_say(finished) -> None:
 @pytest.mark.slow
 def test_a_run_that_fails_stops_no_other_and_is_reported(finished) -> None:
     project, error = finished
-    assert "1 of 4 runs failed" in str(error)
+    assert "1 of 5 runs failed" in str(error)
     assert "distill=mimicking" in str(error)
     text = (project / "mine.md").read_text()
     assert "FAILED: all, mimicking: gid train: distill=mimicking compares features of proposals" in text
@@ -104,10 +112,10 @@ def test_started_again_it_only_does_what_is_left(finished, own_study, data, chec
     project, _ = finished
     logs = {path: path.stat().st_mtime_ns for path in (project / "runs").glob("*.log")}
     before = runs_of(project)
-    with pytest.raises(UserError, match="1 of 4 runs failed"):
-        start(own_study, project, data, checkpoints)
+    with pytest.raises(UserError, match="1 of 5 runs failed"):
+        start(own_study, project, data, checkpoints, longer=2)
     changed = [path.name for path in logs if path.stat().st_mtime_ns != logs[path]]
-    assert len(logs) == 4
+    assert len(logs) == 5
     assert len(changed) == 1  # the one that failed is tried again
     assert "mimicking" in changed[0]
     assert runs_of(project) == before
@@ -117,10 +125,10 @@ def test_started_again_it_only_does_what_is_left(finished, own_study, data, chec
 def test_another_split_measures_the_same_weights(finished, own_study, data, checkpoints) -> None:
     project, _ = finished
     weights = {path: path.stat().st_mtime_ns for path in project.glob("runs/*/weights/best.pt")}
-    with pytest.raises(UserError, match="1 of 4 runs failed"):
-        start(own_study, project, data, checkpoints, split="train", jobs=2)
+    with pytest.raises(UserError, match="1 of 5 runs failed"):
+        start(own_study, project, data, checkpoints, split="train", jobs=2, longer=2)
     assert {path: path.stat().st_mtime_ns for path in project.glob("runs/*/weights/best.pt")} == weights
-    for row in list(runs_of(project).values())[:3]:
+    for row in list(runs_of(project).values())[:4]:
         assert row["columns"]["mAP"]["spread"]["count"] == 1
     assert {json.loads(p.read_text())["images"] for p in project.glob("runs/*/train/coco_metrics.json")} == {8}
 

@@ -7,7 +7,7 @@ import yaml
 from engine_helpers import FAST
 
 from gid_yolo.analysis.study import study
-from gid_yolo.analysis.study_file import read_study, with_models
+from gid_yolo.analysis.study_file import read_study, with_longer, with_models
 from gid_yolo.analysis.study_plan import Planner, family_of
 from gid_yolo.cfg import study_names
 from gid_yolo.cli import main
@@ -21,12 +21,13 @@ TABLES = [f"table{i}" for i in range(1, 8)]
 def plan(tmp_path, data, checkpoints):
     """Rows of a study for the small pair, whose teacher is a trained file."""
 
-    def make(name: str, model: str = "retina_nano", teacher: str | None = None, seeds=(0, 1), **common):
+    def make(name: str, model: str = "retina_nano", teacher: str | None = None, seeds=(0, 1), longer=None, **common):
         teacher = teacher or checkpoints["retina_nano"]
         planner = Planner(
             data, tmp_path / "runs", {k: v for k, v in {**FAST, **common}.items() if v is not None}, seeds
         )
         groups, _ = with_models(read_study(name), [(family_of(model), model, teacher)])
+        groups = groups if longer is None else with_longer(groups, longer)
         return {row.name: row for group in groups for row in planner.rows(group)}
 
     return make
@@ -181,6 +182,28 @@ def test_no_run_stops_before_another(plan) -> None:
     assert plan("verdict", patience=7)["plain"].runs[0].args["patience"] == 7
 
 
+def test_a_longer_plain_student_trains_by_the_same_schedule_drawn_out(plan) -> None:
+    rows = plan("table6", longer=2.5, epochs=4, lr_steps=[2, 3], seeds=(0, 1))
+    names = list(rows)
+    row = rows["plain, 2.5 times as long"]
+    assert names.index(row.name) == names.index("student") + 1
+    plain, longer = rows["student"].runs[1].args, row.runs[1].args
+    apart = {key: longer[key] for key in longer if longer[key] != plain.get(key)}
+    assert apart == {"epochs": 10, "lr_steps": [5.0, 7.5]}  # 2.5 times 4, and 2 and 3
+    by_batches = plan("table6", longer=2, epochs=None, iterations=30, lr_steps=[20])["plain, 2 times as long"]
+    assert by_batches.runs[0].args["iterations"] == 60
+    assert by_batches.runs[0].args["lr_steps"] == [40]
+    assert "epochs" not in by_batches.runs[0].args
+    assert plan("table6", epochs=10, lr_steps=[5.0, 7.5])["student"].runs[1].name == row.runs[1].name  # trained once
+
+
+def test_a_longer_plain_student_of_a_recipe_follows_it(plan, tmp_path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("epochs: 6\nlr_steps: [4]\n")
+    row = plan("table6", longer=2, epochs=None, recipe=str(recipe))["plain, 2 times as long"]
+    assert (row.runs[0].args["epochs"], row.runs[0].args["lr_steps"]) == (12, [8])
+
+
 def test_a_data_set_of_ultralytics_keeps_its_name(monkeypatch, tmp_path) -> None:
     """It is looked for where Ultralytics keeps data, from whatever folder a study is started."""
     from gid_yolo.analysis import study as module
@@ -229,6 +252,8 @@ PAIR = {"name": "verdict", "model": "retina_nano", "teacher": "retina_small"}
         ({"name": "table7", "seeds": 0}, "seeds=0 must be how many"),
         ({"name": "table7", "seeds": [1, 1]}, "must be how many"),
         ({"name": "table7", "seeds": True}, "must be how many"),
+        ({**PAIR, "longer": 1}, "longer=1 must be a number above 1"),
+        ({**PAIR, "longer": [2]}, "longer=[2] must be a number above 1"),
         ({"name": "table7", "jobs": 0}, "jobs=0 must be a whole number"),
         ({"name": "table7", "model": "retina_nano"}, "must be pairs"),
         ({"name": "table7", "model": ["retina_nano", "fcos_nano"], "teacher": ["a.pt"]}, "must be pairs"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gid_yolo.analysis.study_file import read_study
+from gid_yolo.analysis.study_file import read_study, with_longer
 from gid_yolo.analysis.study_plan import Row, Run, Study
 from gid_yolo.analysis.study_table import markdown, tabulate, verdict, write_files
 from gid_yolo.engine.coco_eval import COLUMNS
@@ -16,11 +16,12 @@ from gid_yolo.engine.coco_eval import COLUMNS
 T_2 = 4.302653  # Student's t, 2 degrees of freedom, 97.5 %
 
 
-def make(name: str, maps: dict[str, list[float | None]], **columns: float):
+def make(name: str, maps: dict[str, list[float | None]], longer: float | None = None, **columns: float):
     """A study of one group whose rows have these mAP by seed (None: not done); the function that reads results."""
     file = read_study(name)
     rows, found = [], {}
-    for template in file.groups[0].rows:
+    groups = file.groups if longer is None else with_longer(file.groups, longer)
+    for template in groups[0].rows:
         runs = {}
         for seed, value in enumerate(maps.get(template.name, [])):
             run = Run(f"{template.name}-{seed}", {"seed": seed})
@@ -45,12 +46,13 @@ def test_the_papers_figures_stand_beside_ours() -> None:
     text = markdown(study, tabulate(study, results, {}))
     rows = cells(text)
     # plain: mean 12, std 2. K = 5: mean 15, std sqrt(7); gains 3, 2, 4: mean 3, half width t x 1 / sqrt(3) = 2.48
-    assert rows["K = 0 (student)"] == ["12.0 ± 2.0 (36.2)", "", "3"]
+    assert rows["K = 0 (student)"] == ["12.0 ± 2.0 (36.2)", "", "3", ""]
     half = T_2 / math.sqrt(3)
     assert rows["K = 5"] == [
         f"15.0 ± {math.sqrt(7):.1f} (38.9)",
         f"+3.0 [{3 - half:+.1f}, {3 + half:+.1f}] (+2.7)",
         "3",
+        "",
     ]
     assert rows["K = 300"][0] == "- (38.6)"
     assert "small under big, on cells.yaml, epochs=8" in text
@@ -60,7 +62,7 @@ def test_the_papers_figures_stand_beside_ours() -> None:
 def test_what_is_not_done_is_said() -> None:
     study, results = make("table7", {"K = 0 (student)": [10.0, None], "K = 5": [13.0, None]})
     text = markdown(study, tabulate(study, results, {}))
-    assert cells(text)["K = 5"] == ["13.0 (38.9)", "+3.0 (+2.7)", "1 of 2"]
+    assert cells(text)["K = 5"] == ["13.0 (38.9)", "+3.0 (+2.7)", "1 of 2", ""]
     assert "the same command goes on" in text
 
 
@@ -68,7 +70,7 @@ def test_a_failed_run_is_named_with_its_reason() -> None:
     study, results = make("table7", {"K = 0 (student)": [10.0], "K = 5": [None]})
     text = markdown(study, tabulate(study, results, {"K = 5-0": "gid train: no memory."}))
     assert "FAILED: RetinaNet, K = 5: gid train: no memory." in text
-    assert cells(text)["K = 5"] == ["- (38.9)", "(+2.7)", "0 of 1"]
+    assert cells(text)["K = 5"] == ["- (38.9)", "(+2.7)", "0 of 1", ""]
 
 
 def test_several_columns_end_in_the_gain_of_the_last_row() -> None:
@@ -77,7 +79,7 @@ def test_several_columns_end_in_the_gain_of_the_last_row() -> None:
     # small objects are absent from the data: no value, no gain, but the paper's gain 19.2 - 16.4
     assert rows["GID"][:4] == ["32.0 (33.5)", "60.0 (51.9)", "0.0 (35.5)", "- (19.2)"]
     assert rows["gain of the last"][:4] == ["+2.0 (+2.5)", "+0.0 (+3.0)", "+0.0 (+2.8)", "(+2.8)"]
-    assert rows["teacher"][-2:] == ["", ""]
+    assert rows["teacher"][-3:] == ["", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,51 @@ def test_a_verdict_under_a_weak_teacher_says_so(teacher, weak) -> None:
     assert ("too weak to judge by" in said) == weak  # the plain mean is 12, and the lead that is asked for 3
     if weak:
         assert f"it is {teacher - 12:.1f} mAP ahead of the plain student" in said
+
+
+def test_the_minutes_are_the_median_of_the_seeds() -> None:
+    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0, 12.0, 14.0], "distilled": [13.0, None]})
+    seconds = {"plain-0": 540.0, "plain-1": 60.0, "plain-2": 720.0, "distilled-0": 1500.0, "teacher-0": None}
+    lines = tabulate(study, results, {}, lambda run: seconds[run.name])
+    rows = cells(markdown(study, lines))
+    # 540 s of 60, 540, 720; of the distilled runs one is not done; the teacher was trained elsewhere
+    assert [rows[name][-1] for name in ("teacher", "plain", "distilled")] == ["", "9.0", "25"]
+
+
+@pytest.mark.parametrize(
+    ("longer", "sentence"),
+    [
+        # differences 1, 1, 1: their interval has no width; 30 minutes are 1.5 times 20
+        ([12.0, 14.0, 16.0], "It is +1.0 mAP against the row 'plain, 3 times as long' (+1.0 to +1.0), whose training "
+         "took 1.5 times the distilled student's."),
+        ([14.0, 14.0, 19.0], "It is -0.7 mAP against the row"),
+    ],
+)  # fmt: skip
+def test_the_verdict_beside_a_plain_student_that_trains_longer(longer, sentence) -> None:
+    name = "plain, 3 times as long"
+    maps = {"teacher": [20.0], "plain": [10.0, 12.0, 14.0], name: longer, "distilled": [13.0, 15.0, 17.0]}
+    study, results = make("verdict", maps, longer=3)
+    times = {"plain-": 10, "plain,": 30, "distil": 20, "teache": 0}
+    lines = tabulate(study, results, {}, lambda run: 60.0 * times[run.name[:6]])
+    said = verdict(study, lines)
+    assert "Distillation helped: +3.0 mAP" in said["sentence"]  # which is over the student of the same length
+    assert sentence in said["sentence"]
+    lead = sum(13.0 + 2 * i - value for i, value in enumerate(longer)) / 3
+    assert said["over_longer"]["mean"] == pytest.approx(lead)
+    rows = cells(markdown(study, lines))
+    assert list(rows) == ["teacher", "plain", name, "distilled", "gain of the last"]
+    gain = sum(value - plain for value, plain in zip(longer, maps["plain"], strict=True)) / 3
+    assert rows[name][-3].startswith(f"{gain:+.1f} [")
+    assert rows[name][-1] == "30"
+
+
+@pytest.mark.parametrize(("distilled", "advice"), [(14.0, "longer=1.4"), (10.4, None)])
+def test_a_verdict_says_what_would_be_as_long_by_the_clock(distilled, advice) -> None:
+    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0], "distilled": [13.0]})
+    minutes = {"plain-0": 10.0, "distilled-0": distilled, "teacher-0": 0.0}
+    said = verdict(study, tabulate(study, results, {}, lambda run: 60 * minutes[run.name]))["sentence"]
+    assert (f"took {distilled / 10:.1f} times the plain student's: {advice} compares" in said) == (advice is not None)
+    assert ("longer=" in said) == (advice is not None)
 
 
 def test_there_is_no_verdict_before_both_are_trained() -> None:

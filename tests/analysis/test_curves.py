@@ -1,0 +1,20 @@
+"""How long a run took, and its curve."""
+
+import pytest
+
+from gid_yolo.analysis.curves import elapsed, read_curve
+
+
+def test_the_clock_of_a_resumed_run_goes_on() -> None:
+    assert elapsed([10.0, 20.0, 5.0, 15.0, 3.0]) == [10, 20, 20 + 5, 20 + 15, 20 + 15 + 3]
+    assert elapsed([]) == []
+
+
+def test_a_curve_is_read_from_what_ultralytics_writes(tmp_path) -> None:
+    file = tmp_path / "results.csv"
+    # older versions of Ultralytics fill their columns up with spaces
+    file.write_text("epoch,   time, metrics/mAP50-95(B)\n1, 2.5, 0.12345\n2, 1.5, 0.5\n")
+    assert read_curve(file) == [(1, 2.5, 12.35), (2, 2.5 + 1.5, 50.0)]
+    file.write_text("epoch,time\n1,2\n")
+    with pytest.raises(KeyError):
+        read_curve(file)
