@@ -184,6 +184,8 @@ def main() -> None:
         if options.data in (None, line["data"]) and options.models in (None, line["models"]):
             groups[line["data"], line["models"]].append(line)
     groups = {key: lines for key, lines in groups.items() if any(x["kind"] != "teacher" for x in lines)}
+    if not groups:
+        sys.exit(f"{options.results} has no student of these --data, --models and --epochs.")
     for (data, models), lines in groups.items():
         if options.pulls:
             print(f"\n{data}, {models}, medians over each run\n\n{pulls(lines)}")

@@ -230,7 +230,7 @@ def check_run(defaults: dict[str, Any], args: dict[str, Any]) -> None:
 
 
 def check_pair(group: Group, student: str, common: dict[str, Any]) -> None:
-    """Refuse rows that compare the responses of two kinds of detector, or that cross pyramids of other levels.
+    """Refuse rows of two kinds of detector that compare their responses, cross other levels, or crop by predictions.
 
     Raises:
         UserError: Which row does.
@@ -245,6 +245,11 @@ def check_pair(group: Group, student: str, common: dict[str, Any]) -> None:
             raise UserError(
                 f"the teacher is a {theirs} whose head reads levels that the student, a {own}, has not, but the row "
                 f"'{row.name}' has gid_cross={args['gid_cross']}: give a pair of one kind, or gid_cross=0."
+            )
+        if args["gid_level"] == "prediction":
+            raise UserError(
+                f"the teacher is a {theirs} and the student a {own}, whose predictions are paired by overlap, but the "
+                f"row '{row.name}' has gid_level=prediction: give a pair of one kind, or gid_level=detector."
             )
         if args["gid_response"]:
             raise UserError(

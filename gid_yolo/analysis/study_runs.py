@@ -24,7 +24,7 @@ from gid_yolo.analysis.study_plan import OF_EVALUATION, ONLY_DISTILLING, UNTRAIN
 from gid_yolo.cfg import load_yaml
 from gid_yolo.engine.checkpoint import load_any, load_model, record_of
 from gid_yolo.engine.coco_eval import COLUMNS
-from gid_yolo.engine.config import OWN_KEYS, without_none
+from gid_yolo.engine.config import BEFORE, OWN_KEYS, without_none
 from gid_yolo.engine.teacher import duration
 from gid_yolo.errors import UserError
 
@@ -142,7 +142,7 @@ class Runner:
         if run.checkpoint is not None or not file.is_file():
             return
         try:
-            began = without_none(load_yaml(file))
+            began = {**BEFORE, **without_none(load_yaml(file))}
         except ValueError as error:
             raise UserError(f"{error} Remove {file.parent}, so that the run begins anew.") from error
         wanted = without_none({**defaults_of(run.args["model"], run.args.get("trust", False)), **run.args})

@@ -17,7 +17,7 @@ from gid_yolo.distill.feature import (
     roi_features,
 )
 from gid_yolo.distill.gism import general_instances, select_general_instances
-from gid_yolo.distill.levels import LEVELS, LevelRule
+from gid_yolo.distill.levels import LEVELS, LevelRules
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.relation import relation_loss
 from gid_yolo.distill.response import ResponseFunctions, TeachersHead, response_loss
@@ -123,7 +123,7 @@ class GIDLoss(nn.Module):
         functions: ResponseFunctions,
         strides: Sequence[int],
         image_size: tuple[int, int],
-        levels: LevelRule | None = None,
+        levels: LevelRules | None = None,
         targets: Targets | None = None,
         head: TeachersHead | None = None,
     ) -> tuple[dict[str, Tensor], GeneralInstances]:
@@ -137,8 +137,8 @@ class GIDLoss(nn.Module):
             functions: The detector's mask and losses.
             strides: Pixels per cell of each level.
             image_size: (height, width) of the input.
-            levels: The student's rule of which level an instance is read from; by size where None, or where it has no
-                answer.
+            levels: The student's; needed for `level` prediction. Without them, or without a second stage among them,
+                `detector` goes by size.
             targets: Ground truth, to tell the instances' types; needed unless `types` is `all`.
             head: The teacher's; needed for the term `cross`.
 
@@ -230,11 +230,15 @@ class GIDLoss(nn.Module):
         names = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss", "cross": "cross_loss"}
         return [names[key] for key, weight in self.weights.items() if weight]
 
-    def _levels(self, instances: GeneralInstances, rule: LevelRule | None) -> Tensor | None:
+    def _levels(self, instances: GeneralInstances, rules: LevelRules | None) -> Tensor | None:
         """(B, K) the level of each instance; None for by its size."""
-        if rule is None or self.level == "size":
+        if self.level == "prediction":
+            if rules is None:
+                raise ValueError("level=prediction needs the levels of the student's predictions.")
+            return rules.of_predictions(instances.indices)
+        if self.level == "size" or rules is None or rules.of_boxes is None:
             return None
-        return rule(instances.boxes, instances.indices if self.level == "prediction" else None)
+        return rules.of_boxes(instances.boxes)
 
     def _adapted(self, pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int]) -> Tensor:
         """The student's crops, (B, K, C_t, h, w)."""

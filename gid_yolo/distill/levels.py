@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -15,8 +16,19 @@ from gid_yolo.ops.precision import wide
 CANONICAL_SIZE, CANONICAL_LEVEL, CANONICAL_AREA = 224.0, 4, 800 * 1333
 
 LEVELS = ("detector", "prediction", "size")
-# Of boxes (B, K, 4) and, to have the levels that predicted them, of their indices (B, K): (B, K) levels, or None
-LevelRule = Callable[[Tensor, Tensor | None], Tensor | None]
+
+
+@dataclass(frozen=True)
+class LevelRules:
+    """How a student finds the level of an instance, besides by its size; levels are (B, K) indices into its pyramid.
+
+    Attributes:
+        of_predictions: Of indices (B, K) into its predictions the levels that made them.
+        of_boxes: Of boxes (B, K, 4) the levels that its second stage crops them from; None where it has none.
+    """
+
+    of_predictions: Callable[[Tensor], Tensor]
+    of_boxes: Callable[[Tensor], Tensor] | None = None
 
 
 @torch.no_grad()
@@ -55,20 +67,3 @@ def levels_of_outputs(indices: Tensor, cells: Sequence[int], outputs: int) -> Te
     for end in ends[:-1]:
         level = level + (indices >= end)
     return level
-
-
-def nearest_levels(level: Tensor, strides: Sequence[int], some: Sequence[int]) -> Tensor:
-    """Levels of a pyramid as those of another one, which may have fewer: the nearest in stride.
-
-    Args:
-        level: Indices into `strides`.
-        strides: Pixels per cell of each level.
-        some: Likewise of the other pyramid.
-    """
-    if list(strides) == list(some):
-        return level
-    found = torch.zeros_like(level)
-    for i, stride in enumerate(strides):
-        distances = [abs(math.log2(stride / other)) for other in some]
-        found = torch.where(level == i, distances.index(min(distances)), found)
-    return found

@@ -11,7 +11,7 @@ from gid_yolo.distill.feature import Adaptation, PyramidAdaptation, adaptation_s
 from gid_yolo.distill.fine_grained import fine_grained_loss, imitation_mask
 from gid_yolo.distill.fitnet import fitnet_loss
 from gid_yolo.distill.gid import GIDLoss
-from gid_yolo.distill.levels import LevelRule
+from gid_yolo.distill.levels import LevelRules
 from gid_yolo.distill.mimicking import mimicking_loss
 from gid_yolo.distill.response import ResponseFunctions, TeachersHead
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions, Targets
@@ -82,11 +82,15 @@ class Mimicking(nn.Module):
         proposals: tuple[Tensor, Tensor],
         strides: Sequence[int],
         image_size: tuple[int, int],
-        levels: LevelRule | None = None,
+        levels: LevelRules | None = None,
     ) -> Tensor:
-        """The weighted loss of two pyramids at proposals (B, N, 4), of which (B, N) are real."""
+        """The weighted loss of two pyramids at proposals (B, N, 4), of which (B, N) are real.
+
+        They are cropped from the levels that the student's second stage crops them from; without `levels` by size.
+        """
         boxes, valid = proposals
-        plan = plan_rois(boxes, strides, image_size, None if levels is None else levels(boxes, None))
+        level = levels.of_boxes(boxes) if levels and levels.of_boxes else None
+        plan = plan_rois(boxes, strides, image_size, level)
         crops_t = roi_features(teacher, plan, strides, size=MIMIC_CROP)
         crops_s = self.adapt(roi_features(student, plan, strides, size=MIMIC_CROP))
         return self.weight * mimicking_loss(crops_t, crops_s, valid)
@@ -145,7 +149,7 @@ class Distillation(nn.Module):
         image_size: tuple[int, int],
         targets: Targets,
         proposals: Proposals,
-        levels: LevelRule | None = None,
+        levels: LevelRules | None = None,
         head: TeachersHead | None = None,
     ) -> tuple[dict[str, Tensor], GeneralInstances | None]:
         """The weighted terms by name, and the general instances, None without GID.
@@ -160,7 +164,7 @@ class Distillation(nn.Module):
             image_size: (height, width) of the input.
             targets: Ground truth.
             proposals: Gives the student's sampled proposals; called only for mimicking.
-            levels: The student's rule of which level an instance is read from.
+            levels: The student's, of instances and proposals; needed where GID crops by its predictions.
             head: The teacher's, for GID's term `cross`.
         """
         terms: dict[str, Tensor] = {}

@@ -18,6 +18,16 @@ from gid_yolo.errors import UserError, some
 _FILE = load_yaml(CFG_DIR / "default.yaml")
 OWN_KEYS = frozenset(_FILE) - frozenset(DEFAULT_CFG_DICT)
 DEFAULTS: dict[str, Any] = {**DEFAULT_CFG_DICT, **_FILE}
+# What an argument was, in effect, before it existed: in a run that was begun without it
+BEFORE: dict[str, Any] = {
+    "gid_cross": 0.0,
+    "gid_standardize": "raw",
+    "gid_weighting": "uniform",
+    "gid_level": "size",
+    "distill_until": 1.0,
+    "distill_decay": "constant",
+    "distill_warmup": 0.0,
+}
 
 _WEIGHTS = {
     "gid": ("gid_feature", "gid_relation", "gid_response", "gid_cross"),
@@ -129,6 +139,12 @@ def check_gid(args: Mapping[str, Any]) -> None:
             "gid_weighting=score weighs instances by how much two models differ there, but gid_types=gt distils the "
             "ground truth, which has no such score: give gid_weighting=uniform, or other types."
         )
+    cropped = given["gid_feature"] or given["gid_relation"]
+    if given["gid_level"] != DEFAULTS["gid_level"] and not cropped:
+        raise UserError(
+            f"gid_level={given['gid_level']} is about the crops of the feature and relation losses, but gid_feature "
+            "and gid_relation are 0: give one a weight, or leave gid_level out."
+        )
     if given["gid_level"] == "prediction" and given["gid_types"] == "gt":
         raise UserError(
             "gid_level=prediction crops an instance from the level that predicted it, but gid_types=gt distils the "
@@ -139,7 +155,7 @@ def check_gid(args: Mapping[str, Any]) -> None:
             f"gid_weighting={given['gid_weighting']} weighs the instances of the feature loss, but gid_feature is 0: "
             "give it a weight, or gid_weighting=uniform."
         )
-    if given["gid_cross"] and (given["gid_feature"] or given["gid_relation"]):  # which share one adaptation with it
+    if given["gid_cross"] and cropped:  # which share one adaptation with it
         for key, fit in (("gid_standardize", ("raw", "crops")), ("gid_adapt_kernel", (1,))):
             if given[key] not in fit:
                 raise UserError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.ops import xyxy2xywh
 
 from gid_yolo.detectors.faster_rcnn import FasterRCNN
-from gid_yolo.distill.levels import levels_of_outputs
+from gid_yolo.distill.levels import LevelRules, levels_of_outputs
 from gid_yolo.distill.response import ResponseFunctions
 from gid_yolo.engine.detection_model import GIDDetectionModel, Outputs, raw_outputs
 from gid_yolo.errors import UserError, some
@@ -67,20 +68,10 @@ class Distillable(ABC):
     def detections(self, images: Tensor) -> Tensor:
         """Detections in Ultralytics' layout, of a model in evaluation mode."""
 
-    def levels(self, boxes: Tensor, indices: Tensor | None, features: list[Tensor], outputs: int) -> Tensor | None:
-        """The pyramid level that predicted each instance, or without `indices` that which a second stage crops it from.
-
-        Args:
-            boxes: (B, K, 4) xyxy in input pixels.
-            indices: (B, K) into the R predictions.
-            features: The pyramid.
-            outputs: R.
-
-        Returns:
-            (B, K) index into the pyramid; None without `indices` of a model that has no second stage.
-        """
-        cells = [x.shape[-2] * x.shape[-1] for x in features]
-        return None if indices is None else levels_of_outputs(indices, cells, outputs)
+    def level_rules(self, features: list[Tensor], raw: RawPredictions) -> LevelRules:
+        """Which levels of the pyramid a batch's predictions are made from, and a second stage's boxes cropped from."""
+        cells, outputs = [x.shape[-2] * x.shape[-1] for x in features], raw.logits.shape[1]
+        return LevelRules(lambda indices: levels_of_outputs(indices, cells, outputs))
 
     def proposals(
         self, features: list[Tensor], raw: RawPredictions, targets: Targets, image_size: tuple[int, int]
@@ -123,6 +114,31 @@ class SharedLevels:
     student: list[int]
     teacher: list[int]
     strides: list[int]
+
+    def rules(self, own: LevelRules, strides: Sequence[int]) -> LevelRules:
+        """The student's rules, of a pyramid of these strides, as rules of the shared levels alone.
+
+        A level that is not shared gives way to the nearest in stride, of equal ones the first.
+        """
+        # (L,) of each of the student's levels
+        places = [
+            self.student.index(i)
+            if i in self.student
+            else min(range(len(self.strides)), key=lambda at: abs(math.log2(self.strides[at] / stride)))
+            for i, stride in enumerate(strides)
+        ]
+
+        def shared(level: Tensor) -> Tensor:
+            found = torch.zeros_like(level)
+            for i, place in enumerate(places):  # one number at a time: a tensor of them would have to be copied
+                found = torch.where(level == i, place, found)
+            return found
+
+        of_boxes = own.of_boxes
+        return LevelRules(
+            lambda indices: shared(own.of_predictions(indices)),
+            None if of_boxes is None else lambda boxes: shared(of_boxes(boxes)),
+        )
 
     def read_by_head(self, teacher: Distillable) -> bool:
         """Whether these are all that the teacher's head reads."""
@@ -198,11 +214,10 @@ class OwnDetector(Distillable):
         """Detections of the detector."""
         return self.model.detector(images)
 
-    def levels(self, boxes: Tensor, indices: Tensor | None, features: list[Tensor], outputs: int) -> Tensor | None:
-        """The level of the prediction, or that which Faster R-CNN's second stage crops the box from."""
-        if indices is None and isinstance(self.model.detector, FasterRCNN):
-            return self.model.detector.roi_levels(boxes)
-        return super().levels(boxes, indices, features, outputs)
+    def level_rules(self, features: list[Tensor], raw: RawPredictions) -> LevelRules:
+        """Those of every detector, and of Faster R-CNN what its second stage goes by."""
+        rules, detector = super().level_rules(features, raw), self.model.detector
+        return replace(rules, of_boxes=detector.roi_levels) if isinstance(detector, FasterRCNN) else rules
 
     @torch.no_grad()
     def proposals(

@@ -8,6 +8,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from gid_yolo.distill import GIDLoss
 from gid_yolo.distill.methods import Distillation, FineGrained, FitNet, Mimicking, parse_methods
+from gid_yolo.engine.config import BEFORE, DEFAULTS
 from gid_yolo.engine.distillable import Distillable, distillable, share_levels
 from gid_yolo.engine.preflight import check_alignment, misalignment
 from gid_yolo.errors import UserError, some
@@ -28,7 +29,8 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
     gid = None
     if "gid" in methods:
         aligned = check_alignment(teacher, student, response=bool(args.gid_response))
-        level = vars(args).get("gid_level") or "size"  # what a run that was begun without it was begun with
+        given = {**BEFORE, **vars(args)}
+        level = given["gid_level"] or DEFAULTS["gid_level"]
         if level == "prediction" and not aligned:
             raise UserError(
                 "gid_level=prediction crops an instance from the level that predicted it, but the predictions of these "
@@ -43,15 +45,15 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
                 "feature": args.gid_feature,
                 "relation": args.gid_relation,
                 "response": args.gid_response,
-                "cross": check_cross(vars(args).get("gid_cross") or 0.0, *views),  # a run that was begun without it
+                "cross": check_cross(given["gid_cross"] or 0.0, *views),
             },
             alpha=args.gid_alpha,
             beta=args.gid_beta,
             roi_size=args.gid_roi_size,
             level=level,
             feature_normalize=args.gid_normalize,
-            standardize=vars(args).get("gid_standardize") or "raw",  # a run that was begun without it
-            weighting=vars(args).get("gid_weighting") or "uniform",
+            standardize=given["gid_standardize"] or DEFAULTS["gid_standardize"],
+            weighting=given["gid_weighting"] or DEFAULTS["gid_weighting"],
             relation_reduction=args.gid_reduction,
             adapt_kernel=args.gid_adapt_kernel,
             types=args.gid_types,

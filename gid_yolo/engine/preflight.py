@@ -165,11 +165,20 @@ def _methods(model: TeacherStudentModel) -> str:
     methods = []
     if (gid := model.projector.gid) is not None:
         terms = ", ".join(f"{name} x {weight:g}" for name, weight in gid.weights.items() if weight)
-        methods.append(f"GID, K = {gid.top_k}, {terms or 'ALL TERMS OFF'}{_weighting(gid)}")
+        methods.append(f"GID, K = {gid.top_k}, {terms or 'ALL TERMS OFF'}{_cropping(gid, model)}{_weighting(gid)}")
     for name in ("fitnet", "fine_grained", "mimicking"):
         if (method := getattr(model.projector, name)) is not None:
             methods.append(f"{name} x {method.weight:g}")
     return "; ".join(methods)
+
+
+def _cropping(gid: GIDLoss, model: TeacherStudentModel) -> str:
+    """By what the level of a crop is found, where there are crops."""
+    if not (gid.weights["feature"] or gid.weights["relation"]):
+        return ""
+    family = distillable(model.student_model).family
+    rule = "second stage" if gid.level == "detector" and family == "faster_rcnn" else gid.level
+    return f", cropped from the level of their {'size' if rule == 'detector' else rule}"
 
 
 def _weighting(gid: GIDLoss) -> str:

@@ -14,7 +14,6 @@ from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import copy_attr
 
-from gid_yolo.distill.levels import LevelRule, nearest_levels
 from gid_yolo.distill.methods import Distillation
 from gid_yolo.distill.response import TeachersHead
 from gid_yolo.distill.types import count_types
@@ -143,7 +142,7 @@ class TeacherStudentModel(DistillationModel):
             image_size=size,
             targets=targets,
             proposals=lambda: view.proposals(features, raw, targets, size),
-            levels=self._level_rule(features, raw),
+            levels=self.levels.rules(view.level_rules(features, raw), view.strides),
             head=self._teachers_head(size),
         )
         terms = {name: self.factor * value for name, value in terms.items()}
@@ -157,17 +156,6 @@ class TeacherStudentModel(DistillationModel):
         total = loss.sum() + sum(terms.values()) * scale
         logged = {name: value.detach() for name, value in terms.items()}
         return total, {**items, **logged, **{f"gi_{name}": value for name, value in counts.items()}}
-
-    def _level_rule(self, features: list[Tensor], raw: RawPredictions) -> LevelRule:
-        """The student's rule of which level an instance is read from, of the levels that are shared."""
-        view = cast(tuple[Distillable, Distillable], self.views)[1]
-        outputs = raw.logits.shape[1]
-
-        def rule(boxes: Tensor, indices: Tensor | None) -> Tensor | None:
-            level = view.levels(boxes, indices, features, outputs)
-            return None if level is None else nearest_levels(level, view.strides, self.levels.strides)
-
-        return rule
 
     def _teachers_head(self, size: tuple[int, int]) -> TeachersHead | None:
         """The head for images of (height, width), where the student's pyramid has all levels that it reads."""

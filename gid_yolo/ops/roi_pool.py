@@ -114,7 +114,7 @@ def roi_levels(boxes: Tensor, strides: Sequence[int], *, canonical_size: float =
     """(...) index of the level each box (..., 4) is cropped from, by its size (FPN paper, equation 1)."""
     first, last = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
     boxes = wide(boxes)
-    side = (boxes[..., 2:] - boxes[..., :2]).prod(-1).sqrt()
+    side = (boxes[..., 2:] - boxes[..., :2]).prod(-1).clamp(min=0).sqrt()
     # 1e-6 is torchvision's: a box of exactly the canonical size must not fall to the finer level by rounding
     level = (CANONICAL_LEVEL + (side / canonical_size).log2() + 1e-6).floor()
     return level.clamp(first, last).long() - first

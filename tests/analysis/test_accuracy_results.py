@@ -145,6 +145,22 @@ def test_at_equal_time_plain_has_at_least_as_long(scripts) -> None:
     assert len(rows) == 5
 
 
+def test_the_report_of_some_schedules_alone(scripts, tmp_path, monkeypatch, capsys) -> None:
+    _, report = scripts
+    results, common = tmp_path / "some.jsonl", {"data": "d", "models": "m", "seed": 0}
+    lines = [{"row": "teacher", "kind": "teacher", "epochs": None, "test": {"mAP": 50.0}}]
+    lines += [{"row": "plain", "kind": "plain", "epochs": n, "test": {"mAP": 20.0 + n}} for n in (1, 2, 3)]
+    results.write_text("".join(json.dumps({**common, **line}) + "\n" for line in lines))
+    monkeypatch.setattr("sys.argv", f"report --results {results} --epochs 1 3".split())
+    report.main()
+    rows = [[x.strip() for x in text.split("|")[1:-1]] for text in capsys.readouterr().out.splitlines() if "|" in text]
+    assert rows[0] == ["", "1 epochs", "3 epochs"]
+    assert rows[2:4] == [["teacher", "50.0", "50.0"], ["plain", "21.0", "23.0"]]
+    monkeypatch.setattr("sys.argv", f"report --results {results} --epochs 4".split())
+    with pytest.raises(SystemExit, match="has no student of these"):
+        report.main()
+
+
 def test_ultralytics_runs_are_told_apart_by_all_they_are_trained_by(scripts, tmp_path) -> None:
     train, _ = scripts
     teachers = [tmp_path / "a.pt", tmp_path / "b.pt"]

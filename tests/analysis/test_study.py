@@ -191,6 +191,9 @@ def test_a_run_of_another_versions_defaults_is_not_taken_for_one_of_these(finish
         runner.execute([run], lambda: None)
     file.write_text("\n".join(line for line in text.splitlines() if not line.startswith("gid_top_k")))
     runner._check_defaults(run)  # a version that had no such argument
+    file.write_text("\n".join(line for line in text.splitlines() if not line.startswith("gid_level")))
+    with pytest.raises(UserError, match="begun with gid_level=size, which is detector in this version"):
+        runner._check_defaults(run)  # which did by size what has other ways now
     file.write_text("model: [")
     with pytest.raises(UserError, match=r"is not a yaml file.* so that the run begins anew"):
         runner._check_defaults(run)

@@ -9,6 +9,7 @@ from reference.retinanet import torchvision_matches
 from gid_yolo.detectors import build_detector
 from gid_yolo.distill import GIDLoss, feature_loss, relation_loss, select_general_instances
 from gid_yolo.distill.feature import plan_rois, roi_features
+from gid_yolo.distill.levels import LevelRules
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.response import TeachersHead
 from gid_yolo.distill.standardize import standardized_crops, standardized_maps
@@ -377,21 +378,20 @@ def test_instances_weigh_by_their_gi_score(pair: dict) -> None:
     assert terms["feat_loss"].item() == pytest.approx(float(sum(images).detach()) / len(images), rel=1e-4)
 
 
-@pytest.mark.parametrize(("level", "indexed"), [("detector", False), ("prediction", True), ("size", None)])
-def test_crops_are_taken_from_the_level_that_the_rule_says(pair: dict, level: str, indexed: bool | None) -> None:
-    asked = []
+@pytest.mark.parametrize(("level", "taken"), [("detector", 2), ("prediction", 1), ("size", None)])
+def test_crops_are_taken_from_the_level_that_the_rule_says(pair: dict, level: str, taken: int | None) -> None:
+    rules = LevelRules(torch.ones_like, lambda boxes: torch.full(boxes.shape[:2], 2))
+    for given in (rules, replace(rules, of_boxes=None)):  # the other has no second stage
+        gid = make_loss(pair, level=level)
+        terms, instances, pyramid, _ = run(pair, gid, levels=given)
+        strides, boxes = pair["student"].strides, instances.boxes
+        by_size = taken is None or (level == "detector" and given is not rules)
+        plan = plan_rois(boxes, strides, SIZE, None if by_size else torch.full(boxes.shape[:2], taken))
+        crops = [roi_features(x, plan, strides) for x in (pair["pyramid"], pyramid)]
+        expected = 5e-4 * feature_loss(crops[0], gid.adapt(crops[1]), instances.valid).item()
+        assert terms["feat_loss"].item() == pytest.approx(expected)
 
-    def rule(boxes: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
-        asked.append((boxes, indices))
-        return torch.full(boxes.shape[:2], 2)  # the third of all
 
-    gid = make_loss(pair, level=level)
-    terms, instances, pyramid, _ = run(pair, gid, levels=rule)
-    strides, boxes = pair["student"].strides, instances.boxes
-    third = torch.full(boxes.shape[:2], 2)
-    plan = plan_rois(boxes, strides, SIZE, None if indexed is None else third)
-    crops = [roi_features(x, plan, strides) for x in (pair["pyramid"], pyramid)]
-    expected = 5e-4 * feature_loss(crops[0], gid.adapt(crops[1]), instances.valid).item()
-    assert terms["feat_loss"].item() == pytest.approx(expected)
-    assert len(asked) == (indexed is not None)
-    assert all((indices is instances.indices) is indexed for _, indices in asked)
+def test_predictions_without_a_rule_are_refused(pair: dict) -> None:
+    with pytest.raises(ValueError, match="level=prediction needs the levels of the student's predictions"):
+        run(pair, make_loss(pair, level="prediction"))

@@ -5,8 +5,11 @@ import torch
 
 from gid_yolo.detectors import build_detector
 from gid_yolo.distill import GIDLoss, fitnet
+from gid_yolo.distill.feature import plan_rois, roi_features
 from gid_yolo.distill.fine_grained import fine_grained_loss, imitation_mask
+from gid_yolo.distill.levels import LevelRules
 from gid_yolo.distill.methods import Distillation, FineGrained, FitNet, Mimicking, parse_methods
+from gid_yolo.distill.mimicking import mimicking_loss
 from gid_yolo.ops.structures import Targets
 
 SIZE = (64, 96)
@@ -66,6 +69,22 @@ def test_all_methods_together(scene: SimpleNamespace) -> None:
         assert any(g is not None and bool(g.any()) for g in gradients), name
     sum(terms.values()).backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in method.parameters())
+
+
+@pytest.mark.parametrize("second_stage", [True, False])
+def test_proposals_are_cropped_where_the_second_stage_crops_them(scene: SimpleNamespace, second_stage: bool) -> None:
+    proposals = torch.tensor([[[4.0, 4, 60, 50], [0, 0, 20, 20], [0, 0, 30, 9]]] * 2), torch.ones(2, 3).bool()
+    level = torch.tensor([[3, 0, 1], [2, 1, 0]])
+    rules = LevelRules(lambda indices: indices, (lambda boxes: level) if second_stage else None)
+    student, _ = scene.student.raw(scene.images)
+    strides = scene.student.strides
+    plan = plan_rois(proposals[0], strides, SIZE, level if second_stage else None)  # by size otherwise
+    method = Mimicking(32, 48, 2.0)
+    crops = [roi_features(pyramid, plan, strides, size=7) for pyramid in (scene.teacher, student)]
+    expected = 2.0 * mimicking_loss(crops[0], method.adapt(crops[1]), proposals[1])
+    torch.testing.assert_close(method(scene.teacher, student, proposals, strides, SIZE, rules), expected)
+    other = method(scene.teacher, student, proposals, strides, SIZE)
+    assert torch.equal(other, expected) != second_stage
 
 
 def test_only_what_is_chosen_is_computed(scene: SimpleNamespace) -> None:

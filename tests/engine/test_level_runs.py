@@ -1,5 +1,7 @@
 """Which pyramid level an instance is cropped from, in runs of every kind of detector."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from engine_helpers import FAST
@@ -8,7 +10,11 @@ from torchvision.ops.poolers import LevelMapper
 import gid_yolo.distill.gid
 from gid_yolo import GID
 from gid_yolo.distill.feature import plan_rois
-from gid_yolo.distill.levels import levels_by_size
+from gid_yolo.distill.levels import LevelRules, levels_by_size
+from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.config import DEFAULTS
+from gid_yolo.engine.distillable import share_levels
+from gid_yolo.engine.distillation import make_projector
 from gid_yolo.errors import UserError
 
 
@@ -48,6 +54,7 @@ def test_the_level_of_a_prediction_is_that_of_its_cell(data, tmp_path, teachers,
 def test_faster_rcnn_reads_it_where_its_second_stage_does(data, tmp_path, teachers, plans) -> None:
     distil(data, tmp_path, "frcnn_nano", teachers["frcnn_nano"])
     mapper = LevelMapper(2, 5, canonical_scale=112, canonical_level=4)  # the nano's
+    assert plans
     for boxes, strides, image_size, level in plans:
         assert strides == [4, 8, 16, 32, 64]
         assert torch.equal(level, torch.stack([mapper([image]) for image in boxes]))
@@ -57,6 +64,7 @@ def test_faster_rcnn_reads_it_where_its_second_stage_does(data, tmp_path, teache
 def test_under_a_teacher_that_lacks_the_level_it_is_the_nearest_one(data, tmp_path, teachers, plans) -> None:
     distil(data, tmp_path, "frcnn_nano", teachers["retina_nano"], gid_response=0)
     mapper = LevelMapper(2, 5, canonical_scale=112, canonical_level=4)
+    assert plans
     for boxes, strides, _, level in plans:
         assert strides == [8, 16, 32, 64]  # the student's stride 4 is not the teacher's
         expected = torch.stack([mapper([image]) for image in boxes])
@@ -73,6 +81,32 @@ def test_it_goes_by_size_without_a_second_stage_and_where_asked(
     distil(data, tmp_path, student, teachers[student], **settings)
     assert plans
     assert all(level is None for *_, level in plans)
+
+
+def test_none_is_the_default(teachers) -> None:
+    network = load_model(teachers["frcnn_nano"])[0]
+    projector = make_projector(SimpleNamespace(**{**DEFAULTS, "gid_level": None}), network, network)
+    assert projector.gid.level == DEFAULTS["gid_level"]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "places"),
+    [
+        ([4, 8, 16, 32, 64], [8, 16, 32, 64, 128], [0, 0, 1, 2, 3]),  # 4 is not shared: 8 is the nearest
+        ([8, 16, 32], [8, 16, 32, 64, 128], [0, 1, 2]),
+        ([8, 16, 32, 64, 128], [8, 16, 32], [0, 1, 2, 2, 2]),
+        ([8, 16, 32, 32], [16, 32, 32], [0, 0, 1, 2]),  # of equal ones each keeps its own
+        ([32, 32, 64], [32, 32], [0, 1, 0]),  # as near: the first
+    ],
+)
+def test_a_level_that_is_not_shared_gives_way_to_the_nearest(student, teacher, places) -> None:
+    own, theirs = SimpleNamespace(strides=student), SimpleNamespace(strides=teacher)
+    identity = LevelRules(lambda indices: indices, lambda boxes: boxes[..., 0].long())
+    rules = share_levels(own, theirs).rules(identity, student)
+    level = torch.arange(len(student))[None]
+    assert rules.of_predictions(level).tolist() == [places]
+    assert rules.of_boxes(level[..., None].expand(-1, -1, 4).float()).tolist() == [places]
+    assert share_levels(own, theirs).rules(LevelRules(identity.of_predictions), student).of_boxes is None
 
 
 def test_predictions_that_do_not_correspond_have_no_level(data, tmp_path, teachers) -> None:

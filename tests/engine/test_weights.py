@@ -21,6 +21,10 @@ CONTRADICTIONS = [
     ({"gid_weighting": "score", "gid_types": "gt"}, "gid_types=gt distils the ground truth, which has no such score"),
     ({"gid_level": "prediction", "gid_types": "gt"}, "gid_types=gt distils the ground truth, which nothing predicted"),
     (
+        {"gid_level": "size", "gid_feature": 0, "gid_relation": 0},
+        "gid_level=size is about the crops .*, but gid_feature and gid_relation are 0: give one a weight, or leave",
+    ),
+    (
         {"gid_cross": 1, "gid_standardize": "maps"},
         "gid_cross=1.* but gid_standardize=maps .*: give gid_standardize=raw",
     ),
