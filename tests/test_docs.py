@@ -39,7 +39,11 @@ def test_every_promise_has_a_test() -> None:
 
 @pytest.mark.parametrize("link", LINKS)
 def test_a_linked_file_exists(link: str) -> None:
-    assert (PAPER.parent / link).is_file()
+    file, _, heading = link.partition("#")
+    assert (PAPER.parent / file).is_file()
+    if heading:
+        headings = re.findall(r"^#+ (.+)$", (PAPER.parent / file).read_text(encoding="utf-8"), re.MULTILINE)
+        assert heading in {re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in headings}
 
 
 @pytest.mark.parametrize("name", TESTS)

@@ -27,9 +27,9 @@ from typing import Any
 import ultralytics
 import yaml
 
-from gid_yolo.analysis.curves import read_curve
 from gid_yolo.analysis.study_plan import OF_EVALUATION, OF_WEIGHTS
 from gid_yolo.engine.config import OWN_KEYS
+from gid_yolo.engine.curves import read_curve
 from gid_yolo.engine.gradients import read_gradients
 
 HERE = Path(__file__).parent

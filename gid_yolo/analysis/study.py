@@ -40,7 +40,7 @@ def study(
     longer: float | None = None,
     **common: Any,
 ) -> list[Line]:
-    """Train every cell of a table at an equal budget, and write the table as Markdown, CSV and JSON.
+    """Train every cell of a table, all students for as many epochs, and write it as Markdown, CSV and JSON.
 
     Started again, it goes on where it was stopped; runs that several tables have in common are trained once.
 
@@ -55,7 +55,7 @@ def study(
         jobs: Cells that share a device.
         project: Folder of the tables and, under `runs`, of all runs; `runs/study` by default.
         plan: Only show the runs.
-        longer: Train the plain student once more, this many times as long, and compare with that too.
+        longer: Train the plain student once more, this many times as long, in a row of its own.
         **common: Arguments of `gid-train` for all of them.
 
     Returns:

@@ -32,6 +32,8 @@ SCHEDULE = ("lr_steps", "lr_gamma", "warmup_iterations", "warmup_epochs")
 WITH_P7 = ("retinanet", "fcos")
 OF_WEIGHTS = ("backbone_weights", "pretrained")  # files that are told apart by what they hold
 OF_EVALUATION = ("imgsz", "classes", "single_cls", "batch", "conf", "iou", "max_det", "half")
+# Settings of GID by the terms that they are about, without which the trainer refuses them
+ABOUT = {"gid_level": ("gid_feature", "gid_relation"), "gid_weighting": ("gid_feature",)}
 UNTRAINED = frozenset(  # they do not change what is learnt
     {"device", "workers", "cache", "plots", "verbose", "save", "save_period", "gid_visualize_every", "gradients"}
     | {"teacher_min_ap", "teacher_sample", "teacher_epochs", "trust"}
@@ -138,7 +140,9 @@ class Planner:
             given = self.common if row.kind == "plain" else self._longer(student, row.times)
             runs = {seed: self._run(student, {**given, "seed": seed}) for seed in self.seeds}
         else:
-            args = {**self.common, **row.args, "teacher": str(teacher)}
+            idle = {key for key, terms in ABOUT.items() if _off(terms, row.args, self.common)} - set(row.args)
+            common = {key: value for key, value in self.common.items() if key not in idle}
+            args = {**common, **row.args, "teacher": str(teacher)}
             runs = {seed: self._run(student, {**args, "seed": seed}, needs, identity) for seed in self.seeds}
         return Row(group.name, row.name, row.kind, runs, row.paper)
 
@@ -161,9 +165,9 @@ class Planner:
         return Run(name, {"model": model, "patience": 0, **args}, None, needs)  # no run stops before another
 
     def _longer(self, model: str, times: float) -> dict[str, Any]:
-        """The arguments of a run by the same schedule, drawn out to `times` its length."""
-        args = expand(self.common, family_of(model, self.trust))
-        return args | stretched(override(defaults_of(model, self.trust), args), times)
+        """The arguments of all runs, but of a schedule that is drawn out to `times` its length."""
+        whole = override(defaults_of(model, self.trust), expand(self.common, family_of(model, self.trust)))
+        return self.common | stretched(whole, times)
 
     def _teacher(self, name: str) -> tuple[Path, Run | None, str]:
         """The teacher's checkpoint, the run that trains it if there is none yet, and what tells it from others."""
@@ -212,6 +216,11 @@ class Planner:
         args |= {key: given[key] for key in OF_EVALUATION if key in given}
         run = _name([_label(name), "teacher"], None, {**args, "teacher": identity})
         return Run(run, {**args, "trust": True} if self.trust else args, checkpoint)
+
+
+def _off(terms: Sequence[str], row: dict[str, Any], common: dict[str, Any]) -> bool:
+    """Whether terms of GID are off because of what a row of a table is."""
+    return any(term in row for term in terms) and not any({**DEFAULTS, **common, **row}[term] for term in terms)
 
 
 def check_run(defaults: dict[str, Any], args: dict[str, Any]) -> None:

@@ -19,12 +19,12 @@ from typing import IO, Any
 import torch
 from ultralytics.utils import LOGGER
 
-from gid_yolo.analysis.curves import read_curve
-from gid_yolo.analysis.study_plan import OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run, defaults_of
+from gid_yolo.analysis.study_plan import OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run, defaults_of, family_of
 from gid_yolo.cfg import load_yaml
 from gid_yolo.engine.checkpoint import load_any, load_model, record_of
 from gid_yolo.engine.coco_eval import COLUMNS
 from gid_yolo.engine.config import BEFORE, OWN_KEYS, without_none
+from gid_yolo.engine.curves import read_curve
 from gid_yolo.engine.teacher import duration
 from gid_yolo.errors import UserError
 
@@ -67,7 +67,7 @@ class Runner:
         """How long a run has trained, all its starts together; None of one that was trained elsewhere."""
         try:
             return read_curve(self.folder / run.name / "results.csv")[-1][1]
-        except (OSError, ValueError, KeyError, IndexError):
+        except (OSError, ValueError, IndexError):
             return None
 
     def command(self, run: Run) -> list[str] | None:
@@ -142,10 +142,15 @@ class Runner:
         if run.checkpoint is not None or not file.is_file():
             return
         try:
-            began = {**BEFORE, **without_none(load_yaml(file))}
+            began = without_none(load_yaml(file))
         except ValueError as error:
             raise UserError(f"{error} Remove {file.parent}, so that the run begins anew.") from error
-        wanted = without_none({**defaults_of(run.args["model"], run.args.get("trust", False)), **run.args})
+        model, trust = run.args["model"], run.args.get("trust", False)
+        wanted = without_none({**defaults_of(model, trust), **run.args})
+        absent = dict(BEFORE)
+        if family_of(model, trust) != "faster_rcnn":  # `detector` is by size where there is no second stage
+            absent["gid_level"] = "detector"
+        began = {**absent, **began}
         plain = "teacher" not in run.args
         for key in sorted(OWN_KEYS - UNTRAINED - {"teacher", "recipe", "backbone_weights"}):
             if key not in began or key not in wanted or (plain and key.startswith(ONLY_DISTILLING)):

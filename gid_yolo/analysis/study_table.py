@@ -44,12 +44,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row with its cells by column, why runs of it failed, and the median of the minutes that they trained for."""
+    """A row with its cells by column, why runs of it failed, and for how many minutes each seed's was trained."""
 
     row: Row
     cells: dict[str, Cell]
     failures: tuple[str, ...]
-    minutes: float | None = None
+    minutes: dict[int, float]
 
 
 def tabulate(study: Study, results: Results, failed: dict[str, str], seconds: Seconds = lambda run: None) -> list[Line]:
@@ -59,8 +59,8 @@ def tabulate(study: Study, results: Results, failed: dict[str, str], seconds: Se
         plain = next(other for other in study.rows if other.group == row.group and other.kind == "plain")
         cells = {column: _cell(column, row, plain, results) for column in study.file.columns}
         failures = tuple(sorted({failed[run.name] for run in row.runs.values() if run.name in failed}))
-        times = [x for run in row.runs.values() if results(run) is not None and (x := seconds(run)) is not None]
-        lines.append(Line(row, cells, failures, median(times) / 60 if times else None))
+        done = {seed: seconds(run) for seed, run in row.runs.items() if results(run) is not None}
+        lines.append(Line(row, cells, failures, {seed: x / 60 for seed, x in done.items() if x is not None}))
     return lines
 
 
@@ -127,8 +127,12 @@ def _body(line: Line, columns: Sequence[str]) -> list[str]:
     first = line.cells[columns[0]]
     done, wanted = len(first.values), len(line.row.runs)
     seeds = "" if line.row.kind == "teacher" else str(done) if done == wanted else f"{done} of {wanted}"
-    minutes = "" if line.minutes is None else f"{line.minutes:.{0 if line.minutes >= 10 else 1}f}"
+    minutes = _told_minutes(median(line.minutes.values())) if line.minutes else ""
     return [line.row.name, *(_mean(line.cells[c]) for c in columns), _gain(first), seeds, minutes]
+
+
+def _told_minutes(minutes: float) -> str:
+    return f"{minutes:.{0 if minutes >= 10 else 1}f}"
 
 
 def _mean(cell: Cell) -> str:
@@ -155,7 +159,8 @@ def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
     """
     column, line = study.file.columns[0], lines[-1]
     gain = line.cells[column].gain
-    missing = any(len(other.cells[column].values) < len(other.row.runs) for other in lines)
+    compared = [other for other in lines if other.row.kind != LONGER]
+    missing = any(len(other.cells[column].values) < len(other.row.runs) for other in compared)
     if gain is None or missing or len({row.group for row in study.rows}) > 1:
         return None
     size = f"{signed(gain.mean)} {column}"
@@ -174,40 +179,51 @@ def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
     mean, best = line.cells[column].spread, teacher.cells[column].spread if teacher else None
     if mean and best and best.mean > 0:
         text += f" The distilled student has {mean.mean / best.mean:.0%} of its teacher's {column}."
-    plain = next(other for other in lines if other.row.kind == "plain").cells[column].spread
+    longer = next((other for other in lines if other.row.kind == LONGER), None)
+    lead = paired_gain(line.cells[column].values, longer.cells[column].values) if longer else None
+    baseline = next(other for other in lines if other.row.kind == "plain")
+    if longer and lead:
+        text += _beside_longer(line, longer, lead, column)
+    elif (times := _times(line, baseline)) is not None and times >= SAME:
+        text += (
+            f" It trained {times:.1f} times as long as the plain student{_own_training(teacher)}: longer={times:.1f} "
+            "compares it with one that trains for as long."
+        )
+    plain = baseline.cells[column].spread
     if plain and best and best.mean - plain.mean < LEAD:
         text += (
             f" The teacher is too weak to judge by: it is {best.mean - plain.mean:.1f} {column} ahead of the plain "
             f"student at this schedule, and should be {LEAD:g}; train it to its plateau, or take a larger one."
         )
-    said = {"verdict": word, "sentence": text + _by_the_clock(lines, column), "column": column, **asdict(gain)}
-    if longer := next((other for other in lines if other.row.kind == LONGER), None):
-        lead = paired_gain(line.cells[column].values, longer.cells[column].values)
-        said["over_longer"] = {"row": longer.row.name, **(asdict(lead) if lead else {})}
-    return said
+    said = {"verdict": word, "sentence": text, "column": column, **asdict(gain)}
+    return said if longer is None or lead is None else {**said, "over_longer": {"row": longer.row.name, **asdict(lead)}}
 
 
-def _by_the_clock(lines: Sequence[Line], column: str) -> str:
-    """How the distilled student stands beside a plain one that trained longer, or that none was trained."""
-    line, plain = lines[-1], next(other for other in lines if other.row.kind == "plain")
-    longer = next((other for other in lines if other.row.kind == LONGER), None)
-    if longer is None:
-        times = line.minutes / plain.minutes if line.minutes and plain.minutes else 1.0
-        if times < SAME:
-            return ""
-        return (
-            f" Its training took {times:.1f} times the plain student's: longer={times:.1f} compares it with one that "
-            "trains for as long."
-        )
-    lead = paired_gain(line.cells[column].values, longer.cells[column].values)
-    if lead is None:
-        return ""
-    text = f" It is {signed(lead.mean)} {column} against the row '{longer.row.name}'"
+def _beside_longer(line: Line, longer: Line, lead: Gain, column: str) -> str:
+    """How the distilled student stands beside the plain one that trained for longer."""
+    side = "ahead of" if round(lead.mean, 1) >= 0 else "behind"
+    text = f" It is {abs(lead.mean):.1f} {column} {side} the row '{longer.row.name}'"
     if lead.low is not None and lead.high is not None:
-        text += f" ({signed(lead.low)} to {signed(lead.high)})"
-    if line.minutes and longer.minutes:
-        text += f", whose training took {longer.minutes / line.minutes:.1f} times the distilled student's"
+        text += f" ({CONFIDENCE:.0%} interval {signed(lead.low)} to {signed(lead.high)}, {lead.count} seeds)"
+    if (times := _times(longer, line)) is not None:
+        text += f", which trained {times:.1f} times as long as it did"
     return f"{text}."
+
+
+def _times(line: Line, other: Line) -> float | None:
+    """How many times as long as another row's its runs trained, the median over the seeds of which both are known."""
+    ratios = [minutes / other.minutes[seed] for seed, minutes in line.minutes.items() if other.minutes.get(seed)]
+    return median(ratios) if ratios else None
+
+
+def _own_training(teacher: Line | None) -> str:
+    """That the teacher's own training is left out, and how long that was where it is known."""
+    known = (
+        f"'s {_told_minutes(median(teacher.minutes.values()))} minutes"
+        if teacher and teacher.minutes
+        else "'s own training"
+    )
+    return f", without the teacher{known}"
 
 
 def write_files(study: Study, lines: Sequence[Line], folder: Path, results: Results) -> list[Path]:

@@ -133,7 +133,7 @@ def check_gid(args: Mapping[str, Any]) -> None:
     Raises:
         UserError: What to give instead.
     """
-    given = {**DEFAULTS, **args}
+    given = {**DEFAULTS, **{key: value for key, value in args.items() if value is not None}}
     if given["gid_weighting"] == "score" and given["gid_types"] == "gt":
         raise UserError(
             "gid_weighting=score weighs instances by how much two models differ there, but gid_types=gt distils the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from ultralytics.utils import LOGGER, RANK
 
+from gid_yolo.engine.curves import read_curve
 from gid_yolo.engine.parallel_trainer import ParallelTrainer
 from gid_yolo.engine.run_state import KEY, capture, forget_epochs, restore, restore_gradients, save, strip
 from gid_yolo.engine.safe_load import check_file
@@ -31,7 +33,7 @@ class ResumableTrainer(ParallelTrainer):
 
     - Every epoch begins with seeds of its own, and every image is augmented from one of its own (`seeding`).
     - `last.pt` holds the whole state in full precision beside Ultralytics' entries (`run_state`), and is replaced in
-      one move; rows that an interrupted epoch left in `results.csv` are written anew.
+      one move; rows that an interrupted epoch left in `results.csv` are written anew, and its clock goes on.
     - Steps of the optimiser that span the end of an epoch are made where they would have been.
 
     Two things stay Ultralytics': mosaic reads images that its process has in memory (exact with `cache=ram`), and
@@ -44,9 +46,11 @@ class ResumableTrainer(ParallelTrainer):
 
     iteration: int = 0
     counts: Counter[str]
+    train_time_start: float  # Ultralytics' own
     _last_step: int = -1  # iteration of the optimiser's last step
     _behind: int = 0  # how far Ultralytics' own count of steps, which begins anew, lies before the run's
     _accumulate: int = 1
+    _earlier: float = 0.0  # seconds that the run trained for before this start
     _gradients: dict[str, Tensor] | None = None  # that wait for a step, of a resumed run
     _given: int | None = None  # the last epoch that the loader gave to its end
 
@@ -80,6 +84,8 @@ class ResumableTrainer(ParallelTrainer):
         super().resume_training(ckpt)
         if RANK in {-1, 0}:
             forget_epochs(self.csv, self.start_epoch)
+            with contextlib.suppress(OSError, ValueError, IndexError):  # gone or damaged, as was said
+                self._earlier = read_curve(self.csv)[-1][1]
         if state is None:
             LOGGER.warning(
                 f"{self.args.model} holds weights in half precision alone: the run goes on, but not exactly."
@@ -134,6 +140,15 @@ class ResumableTrainer(ParallelTrainer):
     def _note_epoch(self, _: Any) -> None:
         if self.iteration == (self.epoch + 1) * len(self.train_loader):
             self._given = self.epoch
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Ultralytics' row, whose clock goes on from where it stood when the run was interrupted."""
+        began = self.train_time_start
+        self.train_time_start = began - self._earlier
+        try:
+            super().save_metrics(metrics)
+        finally:
+            self.train_time_start = began  # by which Ultralytics measures `time=`
 
     def optimizer_step(self) -> None:
         """Ultralytics' step, noted for the checkpoint."""

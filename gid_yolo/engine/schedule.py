@@ -109,16 +109,17 @@ def stretched(args: Mapping[str, Any], times: float) -> dict[str, Any]:
 
     Args:
         args: Checked arguments of a run, defaults among them.
-        times: Of its length.
+        times: Of its length, above 1; what is no whole number of epochs, or of iterations, becomes the next one.
 
     Returns:
         Those that change.
     """
-    if args.get("iterations") is None:  # steps count epochs, which may be parts of one
-        length, steps = "epochs", [times * step for step in _steps(args)]
-    else:
-        length, steps = "iterations", [round(times * step) for step in _steps(args)]
-    return {length: round(times * args[length]), **({"lr_steps": steps} if steps else {})}
+    length = "epochs" if args.get("iterations") is None else "iterations"
+    long = math.ceil(times * args[length] - 1e-6)  # 1.1 x 10 is a little over 11
+    steps = [long * step / args[length] for step in _steps(args)]  # all inside the run; of epochs, parts of one too
+    if length == "iterations":
+        steps = [round(step) for step in steps]
+    return {length: long, **({"lr_steps": steps} if steps else {})}
 
 
 def check_warmup(warmup: int, iterations: int) -> None:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from ultralytics.utils import LOGGER, RANK, YAML
 
+from gid_yolo.engine.config import BEFORE
 from gid_yolo.engine.resumable_trainer import ResumableTrainer
 from gid_yolo.engine.schedule import Schedule, check_schedule, check_warmup, schedule_of
 from gid_yolo.errors import UserError
@@ -26,8 +27,8 @@ class ScheduledTrainer(ResumableTrainer):
     _cut: bool = False  # the loop was stopped because the iterations ended within an epoch
 
     def own(self, key: str) -> Any:
-        """The value of an argument of ours; None in a run that was begun without it."""
-        return vars(self.args).get(key)  # an older checkpoint that is resumed lacks these arguments
+        """The value of an argument of ours; in a run that was begun without it, what it was in effect."""
+        return vars(self.args).get(key, BEFORE.get(key))  # an older checkpoint that is resumed lacks these arguments
 
     @property
     def schedule(self) -> Schedule:

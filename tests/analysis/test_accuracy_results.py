@@ -81,6 +81,18 @@ def test_lines_of_other_students_keep_their_teacher_and_no_path(scripts, project
     assert {x["args"].get("backbone_weights") for x in lines} == {None, "a.safetensors"}
 
 
+def test_a_plain_student_that_trained_longer_is_one_of_its_own_schedule(scripts, tmp_path) -> None:
+    train, _ = scripts
+    run = {"run": "n-1", "args": {"epochs": 40, "seed": 2}, "results": {"mAP": 30.0}}
+    rows = [{"name": "plain, 2 times as long", "kind": "longer", "group": "all", "runs": {"2": run}}]
+    settings = {"data": "/a/cells.yaml", "models": {"all": "n under t"}, "split": "test"}
+    (tmp_path / "verdict.json").write_text(json.dumps({"settings": settings, "rows": rows}))
+    results = tmp_path / "results.jsonl"
+    assert train.collect(tmp_path, results) == 1
+    line = json.loads(results.read_text())
+    assert (line["row"], line["kind"], line["epochs"], line["seed"]) == ("plain", "plain", 40, 2)
+
+
 def test_pulls_are_medians_over_the_run(scripts, tmp_path) -> None:
     train, report = scripts
     file = tmp_path / "gradients.csv"

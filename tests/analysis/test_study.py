@@ -77,8 +77,8 @@ def test_every_cell_is_what_its_run_measured(finished) -> None:
     for name in ("plain", "plain, 2 times as long", "relation"):
         with (project / "runs" / rows[name]["runs"]["0"]["run"] / "results.csv").open(newline="") as stream:
             last = list(csv.DictReader(stream))[-1]
-        assert rows[name]["minutes"] == pytest.approx(float(last["time"]) / 60, abs=0.01)
-    assert (rows["teacher"]["minutes"], rows["mimicking"]["minutes"]) == (None, None)
+        assert rows[name]["minutes"] == {"0": pytest.approx(float(last["time"]) / 60, abs=0.01)}
+    assert (rows["teacher"]["minutes"], rows["mimicking"]["minutes"]) == ({}, {})
     assert (table["relation", "mAP"]["gain_low"], table["relation", "mAP"]["paper_gain"]) == ("", "1.0")
 
 
@@ -191,9 +191,14 @@ def test_a_run_of_another_versions_defaults_is_not_taken_for_one_of_these(finish
         runner.execute([run], lambda: None)
     file.write_text("\n".join(line for line in text.splitlines() if not line.startswith("gid_top_k")))
     runner._check_defaults(run)  # a version that had no such argument
-    file.write_text("\n".join(line for line in text.splitlines() if not line.startswith("gid_level")))
+    before = "\n".join(line for line in text.splitlines() if not line.startswith("gid_level"))
+    file.write_text(before)
+    runner._check_defaults(run)  # it went by size, as a RetinaNet still does
     with pytest.raises(UserError, match="begun with gid_level=size, which is detector in this version"):
-        runner._check_defaults(run)  # which did by size what has other ways now
+        runner._check_defaults(Run("relation", {**run.args, "model": "frcnn_nano"}))
+    file.write_text("\n".join(line for line in before.splitlines() if not line.startswith("distill_until")))
+    with pytest.raises(UserError, match=r"begun with distill_until=1.0, which is 0.5 in this version"):
+        runner._check_defaults(Run("relation", {k: v for k, v in run.args.items() if k != "distill_until"}))
     file.write_text("model: [")
     with pytest.raises(UserError, match=r"is not a yaml file.* so that the run begins anew"):
         runner._check_defaults(run)

@@ -12,6 +12,7 @@ from gid_yolo.analysis.study_plan import Planner, family_of
 from gid_yolo.cfg import study_names
 from gid_yolo.cli import main
 from gid_yolo.detectors.build import model_config
+from gid_yolo.engine.schedule import check_schedule, stretched
 from gid_yolo.errors import UserError
 
 TABLES = [f"table{i}" for i in range(1, 8)]
@@ -190,6 +191,7 @@ def test_a_longer_plain_student_trains_by_the_same_schedule_drawn_out(plan) -> N
     plain, longer = rows["student"].runs[1].args, row.runs[1].args
     apart = {key: longer[key] for key in longer if longer[key] != plain.get(key)}
     assert apart == {"epochs": 10, "lr_steps": [5.0, 7.5]}  # 2.5 times 4, and 2 and 3
+    assert row.runs[1].args.keys() <= {*plain, "lr_steps"}
     by_batches = plan("table6", longer=2, epochs=None, iterations=30, lr_steps=[20])["plain, 2 times as long"]
     assert by_batches.runs[0].args["iterations"] == 60
     assert by_batches.runs[0].args["lr_steps"] == [40]
@@ -199,9 +201,41 @@ def test_a_longer_plain_student_trains_by_the_same_schedule_drawn_out(plan) -> N
 
 def test_a_longer_plain_student_of_a_recipe_follows_it(plan, tmp_path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("epochs: 6\nlr_steps: [4]\n")
-    row = plan("table6", longer=2, epochs=None, recipe=str(recipe))["plain, 2 times as long"]
-    assert (row.runs[0].args["epochs"], row.runs[0].args["lr_steps"]) == (12, [8])
+    recipe.write_text("data: coco8.yaml\nteacher: theirs.pt\ngid_top_k: 5\nepochs: 6\nlr_steps: [4]\n")
+    rows = plan("table6", longer=2, epochs=None, recipe=str(recipe))
+    plain, longer = rows["student"].runs[0].args, rows["plain, 2 times as long"].runs[0].args
+    assert longer == {**plain, "epochs": 12, "lr_steps": [8]}  # its data is the study's, and it has no teacher
+    recipe.write_text("iterations: 60\nlr_steps: [40]\n")
+    rows = plan("table6", longer=1.5, epochs=None, recipe=str(recipe))
+    assert rows["plain, 1.5 times as long"].runs[0].args["iterations"] == 90
+    assert "epochs" not in rows["plain, 1.5 times as long"].runs[0].args
+    over = plan("table6", longer=1.5, epochs=4, lr_steps=[2], recipe=str(recipe))["plain, 1.5 times as long"]
+    assert over.runs[0].args["epochs"] == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "times", "expected"),
+    [
+        ({"epochs": 4}, 1.1, {"epochs": 5}),  # 4.4
+        ({"epochs": 15}, 1.5, {"epochs": 23}),  # 22.5
+        ({"epochs": 10}, 1.1, {"epochs": 11}),  # in binary numbers a little over
+        ({"epochs": 3, "lr_steps": [2.9]}, 1.1, {"epochs": 4, "lr_steps": [4 * 2.9 / 3]}),
+        ({"epochs": 9, "iterations": 30, "lr_steps": [28, 29]}, 1.02, {"iterations": 31, "lr_steps": [29, 30]}),
+        ({"epochs": 5, "lr_steps": 3}, 2, {"epochs": 10, "lr_steps": [6]}),
+    ],
+)
+def test_a_schedule_is_drawn_out(given, times, expected) -> None:
+    found = stretched(given, times)
+    assert found == expected
+    check_schedule({**given, **found})
+
+
+def test_a_setting_of_what_a_row_turns_off_is_not_given_to_it(plan) -> None:
+    rows = plan("table6", gid_level="size", gid_weighting="score")
+    told = {name: {"gid_level", "gid_weighting"} & set(row.runs[0].args) for name, row in rows.items()}
+    assert told["feature"] == told["feature + response"] == {"gid_level", "gid_weighting"}
+    assert told["relation"] == {"gid_level"}  # whose instances do not weigh differently
+    assert told["response"] == set()
 
 
 def test_a_data_set_of_ultralytics_keeps_its_name(monkeypatch, tmp_path) -> None:

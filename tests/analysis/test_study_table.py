@@ -119,40 +119,67 @@ def test_the_minutes_are_the_median_of_the_seeds() -> None:
     assert [rows[name][-1] for name in ("teacher", "plain", "distilled")] == ["", "9.0", "25"]
 
 
+LONGER = "plain, 3 times as long"
+
+
 @pytest.mark.parametrize(
     ("longer", "sentence"),
     [
         # differences 1, 1, 1: their interval has no width; 30 minutes are 1.5 times 20
-        ([12.0, 14.0, 16.0], "It is +1.0 mAP against the row 'plain, 3 times as long' (+1.0 to +1.0), whose training "
-         "took 1.5 times the distilled student's."),
-        ([14.0, 14.0, 19.0], "It is -0.7 mAP against the row"),
+        ([12.0, 14.0, 16.0], "It is 1.0 mAP ahead of the row 'plain, 3 times as long' (95% interval +1.0 to +1.0, 3 "
+         "seeds), which trained 1.5 times as long as it did."),
+        ([14.0, 14.0, 19.0], "It is 0.7 mAP behind the row"),
+        ([12.0, 14.0, None], "It is 1.0 mAP ahead of the row 'plain, 3 times as long' (95% interval +1.0 to +1.0, 2 "),
+        ([12.0, None, None], "It is 1.0 mAP ahead of the row 'plain, 3 times as long', which trained 1.5 times"),
     ],
 )  # fmt: skip
 def test_the_verdict_beside_a_plain_student_that_trains_longer(longer, sentence) -> None:
-    name = "plain, 3 times as long"
-    maps = {"teacher": [20.0], "plain": [10.0, 12.0, 14.0], name: longer, "distilled": [13.0, 15.0, 17.0]}
+    maps = {"teacher": [14.0], "plain": [10.0, 12.0, 14.0], LONGER: longer, "distilled": [13.0, 15.0, 17.0]}
     study, results = make("verdict", maps, longer=3)
-    times = {"plain-": 10, "plain,": 30, "distil": 20, "teache": 0}
-    lines = tabulate(study, results, {}, lambda run: 60.0 * times[run.name[:6]])
+    times = {"plain-": 10, "plain,": 30, "distil": 20}
+    lines = tabulate(study, results, {}, lambda run: 60.0 * times[run.name[:6]] if run.name[:6] in times else None)
     said = verdict(study, lines)
     assert "Distillation helped: +3.0 mAP" in said["sentence"]  # which is over the student of the same length
-    assert sentence in said["sentence"]
-    lead = sum(13.0 + 2 * i - value for i, value in enumerate(longer)) / 3
-    assert said["over_longer"]["mean"] == pytest.approx(lead)
+    assert f"of its teacher's mAP. {sentence}" in said["sentence"]  # so that "it" is the distilled student
+    assert said["sentence"].endswith("train it to its plateau, or take a larger one.")
+    common = [(13.0 + 2 * i, value) for i, value in enumerate(longer) if value is not None]
+    assert said["over_longer"]["mean"] == pytest.approx(sum(a - b for a, b in common) / len(common))
     rows = cells(markdown(study, lines))
-    assert list(rows) == ["teacher", "plain", name, "distilled", "gain of the last"]
-    gain = sum(value - plain for value, plain in zip(longer, maps["plain"], strict=True)) / 3
-    assert rows[name][-3].startswith(f"{gain:+.1f} [")
-    assert rows[name][-1] == "30"
+    assert list(rows) == ["teacher", "plain", LONGER, "distilled", "gain of the last"]
+    gain = sum(value - plain for value, plain in zip(longer, maps["plain"], strict=True) if value) / len(common)
+    assert rows[LONGER][-3].startswith(f"{gain:+.1f}")
+    assert rows[LONGER][-1] == "30"
 
 
-@pytest.mark.parametrize(("distilled", "advice"), [(14.0, "longer=1.4"), (10.4, None)])
-def test_a_verdict_says_what_would_be_as_long_by_the_clock(distilled, advice) -> None:
-    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0], "distilled": [13.0]})
-    minutes = {"plain-0": 10.0, "distilled-0": distilled, "teacher-0": 0.0}
-    said = verdict(study, tabulate(study, results, {}, lambda run: 60 * minutes[run.name]))["sentence"]
-    assert (f"took {distilled / 10:.1f} times the plain student's: {advice} compares" in said) == (advice is not None)
-    assert ("longer=" in said) == (advice is not None)
+def test_a_longer_plain_student_that_failed_takes_no_verdict_away() -> None:
+    maps = {"teacher": [20.0], "plain": [10.0, 12.0], LONGER: [None, None], "distilled": [13.0, 15.1]}
+    study, results = make("verdict", maps, longer=3)
+    said = verdict(study, tabulate(study, results, {}))
+    assert said["verdict"] == "helped"
+    assert "over_longer" not in said
+
+
+@pytest.mark.parametrize(("distilled", "advised"), [(14.0, True), (10.4, False)])
+@pytest.mark.parametrize("teacher", [None, 600.0])
+def test_a_verdict_says_what_would_be_as_long_by_the_clock(distilled, advised, teacher) -> None:
+    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0, 11.0], "distilled": [13.0, 14.0]})
+    # of seed 1 nothing is known of the plain run, so that it tells nothing
+    minutes = {"plain-0": 10.0, "distilled-0": distilled, "distilled-1": 99.0, "teacher-0": teacher}
+    lines = tabulate(study, results, {}, lambda run: None if minutes.get(run.name) is None else 60 * minutes[run.name])
+    said = verdict(study, lines)["sentence"]
+    own = "'s own training" if teacher is None else "'s 600 minutes"
+    sentence = f"It trained 1.4 times as long as the plain student, without the teacher{own}: longer=1.4 compares"
+    assert (sentence in said) == advised
+    assert ("longer=" in said) == advised
+    assert "longer=" not in verdict(study, tabulate(study, results, {}))["sentence"]
+
+
+def test_every_group_has_its_longer_student() -> None:
+    groups = with_longer(read_study("table1").groups, 2)
+    assert len(groups) == 3
+    for group in groups:
+        names = [row.name for row in group.rows]
+        assert names.index("plain, 2 times as long") == names.index("student") + 1
 
 
 def test_there_is_no_verdict_before_both_are_trained() -> None:

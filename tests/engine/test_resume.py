@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import itertools
 import json
 import os
 import subprocess
@@ -27,6 +28,12 @@ def rows(path: Path) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key != "time"} for row in csv.DictReader(file)]
 
 
+def clock(path: Path) -> list[float]:
+    """Seconds since the run began, after every epoch."""
+    with path.open(newline="") as file:
+        return [float(row["time"]) for row in csv.DictReader(file)]
+
+
 def equal_runs(one: Path, other: Path) -> None:
     """Weights, results and counts of instances of two finished runs, to the last bit."""
     for name in ("best.pt", "last.pt"):
@@ -34,6 +41,8 @@ def equal_runs(one: Path, other: Path) -> None:
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), name
     assert rows(one / "results.csv") == rows(other / "results.csv")
+    for times in (clock(folder / "results.csv") for folder in (one, other)):
+        assert all(a < b for a, b in itertools.pairwise(times)), times  # however often it was interrupted
     assert (one / "gi_types.csv").read_bytes() == (other / "gi_types.csv").read_bytes()
     metrics = [json.loads((folder / "coco_metrics.json").read_text()) for folder in (one, other)]
     assert metrics[0] == metrics[1]
