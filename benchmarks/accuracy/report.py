@@ -21,6 +21,7 @@ from typing import Any
 from train import RESULTS
 
 from gid_yolo.analysis.statistics import Gain, paired_gain, spread
+from gid_yolo.analysis.study_plot import plot_curves as draw
 from gid_yolo.export.report import align
 
 Line = dict[str, Any]
@@ -135,33 +136,14 @@ def plot(lines: Sequence[Line], rows: Sequence[str], split: str, path: Path) -> 
 
 
 def plot_curves(lines: Sequence[Line], rows: Sequence[str], path: Path) -> None:
-    """Validation mAP while runs trained, against epochs and against time: each seed's, of the longest schedule of all.
-
-    The curves are Ultralytics' mAP of every epoch, a little under the tables', which are pycocotools'.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Validation mAP while runs trained, against epochs and time: each seed's, of the longest schedule of all."""
     common = set.intersection(*({x["epochs"] for x in lines if x["row"] == row and x.get("curve")} for row in rows))
     if not common:
         sys.exit(f"--rows {', '.join(rows)}: there is no schedule of which all have a curve.")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, tight_layout=True)
-    for colour, row in zip(COLOURS, rows, strict=False):
-        for n, x in enumerate(x for x in lines if x["row"] == row and x["epochs"] == max(common) and x.get("curve")):
-            epochs, seconds, values = zip(*x["curve"], strict=True)
-            for axis, place in zip(axes, (epochs, [s / 60 for s in seconds]), strict=True):
-                axis.plot(place, values, color=colour, linewidth=1, label=row if n == 0 else None)
-    for x in lines:
-        if x["kind"] == "teacher" and x.get("curve"):
-            for axis in axes:
-                axis.axhline(max(value for *_, value in x["curve"]), color="grey", linestyle=":", label="teacher")
-            break
-    axes[0].set(xlabel="epochs", ylabel="mAP on val")
-    axes[1].set(xlabel="minutes, one CPU thread")
-    axes[1].legend()
-    figure.savefig(path, dpi=150)
+    longest = [x for x in lines if x["epochs"] == max(common) and x.get("curve")]
+    curves = {row: [x["curve"] for x in longest if x["row"] == row] for row in rows}
+    teachers = [max(value for *_, value in x["curve"]) for x in lines if x["kind"] == "teacher" and x.get("curve")]
+    draw({"models": curves}, path, {"models": teachers[0]} if teachers else None)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from ultralytics.utils import LOGGER, SETTINGS
 from gid_yolo._version import __version__
 from gid_yolo.analysis.study_file import StudyFile, read_study, with_longer, with_models
 from gid_yolo.analysis.study_plan import Planner, Study, family_of
+from gid_yolo.analysis.study_plot import draw_study
 from gid_yolo.analysis.study_runs import Runner, devices_of
 from gid_yolo.analysis.study_table import Line, markdown, tabulate, verdict, write_files
 from gid_yolo.engine.classes import check_classes
@@ -40,7 +41,7 @@ def study(
     longer: float | None = None,
     **common: Any,
 ) -> list[Line]:
-    """Train every cell of a table, all students for as many epochs, and write it as Markdown, CSV and JSON.
+    """Train every cell of a table, all students for as many epochs, and write it as Markdown, CSV, JSON and PNG.
 
     Started again, it goes on where it was stopped; runs that several tables have in common are trained once.
 
@@ -97,7 +98,9 @@ def study(
         return table()
 
     def write() -> list[Path]:
-        return write_files(whole, table(), root, runner.results)
+        files = write_files(whole, table(), root, runner.results)
+        picture = files[0].with_suffix(".png")
+        return [*files, picture] if draw_study(whole, runner.folder, picture) else files
 
     runner.execute(whole.runs, write)
     files, lines = write(), table()

@@ -102,6 +102,7 @@ def test_a_run_that_fails_stops_no_other_and_is_reported(finished) -> None:
     project, error = finished
     assert "1 of 5 runs failed" in str(error)
     assert "distill=mimicking" in str(error)
+    assert (project / "mine.png").stat().st_size > 10_000
     text = (project / "mine.md").read_text()
     assert "FAILED: all, mimicking: gid train: distill=mimicking compares features of proposals" in text
     assert runs_of(project)["mimicking"]["columns"]["mAP"]["spread"] is None
