@@ -43,7 +43,11 @@ def draw_study(study: Study, runs: Path, path: Path) -> bool:
 
 
 def _curve(run: Run, runs: Path) -> Curve:
-    home = runs / run.name if run.checkpoint is None else run.checkpoint.parents[1]
+    home = runs / run.name
+    if run.checkpoint is not None:  # trained elsewhere
+        if run.checkpoint.parent.name != "weights":  # and moved away from what its training logged
+            return []
+        home = run.checkpoint.parent.parent
     with suppress(OSError, ValueError):
         return read_curve(home / "results.csv")
     return []

@@ -42,6 +42,15 @@ def test_every_curve_that_was_logged_is_drawn(study, tmp_path, monkeypatch) -> N
     assert drawn == [(groups, picture, {"RetinaNet": 50.0, "FCOS": 50.0})]  # its best epoch
 
 
+def test_a_teacher_that_was_moved_has_no_curve(study, tmp_path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(study_plot, "plot_curves", lambda *given: drawn.append(given))
+    moved = tmp_path / "elsewhere" / "models" / "best.pt"  # beside another run's results.csv
+    rows = tuple(replace(row, runs={0: Run("t", {}, moved)}) if row.kind == "teacher" else row for row in study.rows)
+    assert study_plot.draw_study(replace(study, rows=rows), tmp_path / "runs", tmp_path / "table1.png")
+    assert drawn[0][2] == {}
+
+
 def test_the_picture_has_a_pair_of_axes_for_each_group(study, tmp_path) -> None:
     sizes = []
     for rows in (study.rows[:3], study.rows):
