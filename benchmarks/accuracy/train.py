@@ -48,6 +48,8 @@ def command(program: str, *words: str, **arguments: Any) -> None:
     """Run `<program> key=value ...`; a failure ends the script."""
     line = [program, *words, *(f"{key}={value}" for key, value in arguments.items())]
     print(f"\n$ {' '.join(line)}", flush=True)
+    if not (BIN / line[0]).is_file():
+        sys.exit(f"{BIN / line[0]} is missing: install the project in the environment of {sys.executable}.")
     if code := subprocess.run([str(BIN / line[0]), *line[1:]], env=ENVIRONMENT, check=False).returncode:
         sys.exit(code)
 

@@ -148,7 +148,7 @@ class Runner:
         model, trust = run.args["model"], run.args.get("trust", False)
         wanted = without_none({**defaults_of(model, trust), **run.args})
         absent = dict(BEFORE)
-        if family_of(model, trust) != "faster_rcnn":  # `detector` is by size where there is no second stage
+        if family_of(model, trust) in {"retinanet", "fcos"}:  # whose `detector` is by size
             absent["gid_level"] = "detector"
         began = {**absent, **began}
         plain = "teacher" not in run.args

@@ -378,15 +378,16 @@ def test_instances_weigh_by_their_gi_score(pair: dict) -> None:
     assert terms["feat_loss"].item() == pytest.approx(float(sum(images).detach()) / len(images), rel=1e-4)
 
 
-@pytest.mark.parametrize(("level", "taken"), [("detector", 2), ("prediction", 1), ("size", None)])
+@pytest.mark.parametrize(("level", "taken"), [("detector", None), ("prediction", 1), ("size", None)])
 def test_crops_are_taken_from_the_level_that_the_rule_says(pair: dict, level: str, taken: int | None) -> None:
     rules = LevelRules(torch.ones_like, lambda boxes: torch.full(boxes.shape[:2], 2))
-    for given in (rules, replace(rules, of_boxes=None)):  # the other has no second stage
+    dense, yolo = replace(rules, of_boxes=None), LevelRules(torch.ones_like, whatever_size=True)
+    for given, by_detector in ((rules, 2), (dense, None), (yolo, 1)):
         gid = make_loss(pair, level=level)
         terms, instances, pyramid, _ = run(pair, gid, levels=given)
         strides, boxes = pair["student"].strides, instances.boxes
-        by_size = taken is None or (level == "detector" and given is not rules)
-        plan = plan_rois(boxes, strides, SIZE, None if by_size else torch.full(boxes.shape[:2], taken))
+        found = by_detector if level == "detector" else taken
+        plan = plan_rois(boxes, strides, SIZE, None if found is None else torch.full(boxes.shape[:2], found))
         crops = [roi_features(x, plan, strides) for x in (pair["pyramid"], pyramid)]
         expected = 5e-4 * feature_loss(crops[0], gid.adapt(crops[1]), instances.valid).item()
         assert terms["feat_loss"].item() == pytest.approx(expected)

@@ -40,9 +40,15 @@ def distil(data, folder, student: str, teacher: str, **settings) -> list[torch.T
     return found
 
 
-@pytest.mark.parametrize("kind", ["retina_nano", "fcos_nano", "frcnn_nano", "yolo11n.yaml"])
-def test_the_level_of_a_prediction_is_that_of_its_cell(data, tmp_path, teachers, plans, kind) -> None:
-    found = distil(data, tmp_path, kind, teachers[kind], gid_level="prediction")
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        *((kind, {"gid_level": "prediction"}) for kind in ("retina_nano", "fcos_nano", "frcnn_nano", "yolo11n.yaml")),
+        ("yolo11n.yaml", {}),  # whose label assignment does not go by size
+    ],
+)
+def test_the_level_of_a_prediction_is_that_of_its_cell(data, tmp_path, teachers, plans, kind, settings) -> None:
+    found = distil(data, tmp_path, kind, teachers[kind], **settings)
     assert len(plans) == len(found) > 0
     for (_, strides, (height, width), level), indices in zip(plans, found, strict=True):
         anchors = {"retina_nano": 9, "frcnn_nano": 3}.get(kind, 1)  # a cell
@@ -73,12 +79,18 @@ def test_under_a_teacher_that_lacks_the_level_it_is_the_nearest_one(data, tmp_pa
 
 @pytest.mark.parametrize(
     ("student", "settings"),
-    [("retina_nano", {}), ("yolo11n.yaml", {}), ("frcnn_nano", {"gid_level": "size"})],
+    [
+        ("retina_nano", {}),
+        ("fcos_nano", {}),
+        ("frcnn_nano", {"gid_level": "size"}),
+        ("yolo11n.yaml", {"gid_level": "size"}),
+        ("yolo11n.yaml", {"gid_types": "gt"}),  # which nothing predicted
+        ("yolo11n.yaml", {"teacher": "retina_nano", "gid_response": 0}),  # whose predictions are others
+    ],
 )
-def test_it_goes_by_size_without_a_second_stage_and_where_asked(
-    data, tmp_path, teachers, plans, student, settings
-) -> None:
-    distil(data, tmp_path, student, teachers[student], **settings)
+def test_it_goes_by_size_where_nothing_else_is_to_go_by(data, tmp_path, teachers, plans, student, settings) -> None:
+    others = {key: value for key, value in settings.items() if key != "teacher"}
+    distil(data, tmp_path, student, teachers[settings.get("teacher", student)], **others)
     assert plans
     assert all(level is None for *_, level in plans)
 
@@ -106,7 +118,10 @@ def test_a_level_that_is_not_shared_gives_way_to_the_nearest(student, teacher, p
     level = torch.arange(len(student))[None]
     assert rules.of_predictions(level).tolist() == [places]
     assert rules.of_boxes(level[..., None].expand(-1, -1, 4).float()).tolist() == [places]
-    assert share_levels(own, theirs).rules(LevelRules(identity.of_predictions), student).of_boxes is None
+    assert not rules.whatever_size
+    rules = share_levels(own, theirs).rules(LevelRules(identity.of_predictions, whatever_size=True), student)
+    assert rules.of_boxes is None
+    assert rules.whatever_size
 
 
 def test_predictions_that_do_not_correspond_have_no_level(data, tmp_path, teachers) -> None:
