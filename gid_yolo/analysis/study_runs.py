@@ -19,8 +19,9 @@ from typing import IO, Any
 import torch
 from ultralytics.utils import LOGGER
 
-from gid_yolo.analysis.study_plan import OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run, defaults_of, family_of
+from gid_yolo.analysis.study_plan import ABOUT, OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run, defaults_of, family_of
 from gid_yolo.cfg import load_yaml
+from gid_yolo.distill.methods import parse_methods
 from gid_yolo.engine.checkpoint import load_any, load_model, record_of
 from gid_yolo.engine.coco_eval import COLUMNS
 from gid_yolo.engine.config import BEFORE, OWN_KEYS, without_none
@@ -148,8 +149,9 @@ class Runner:
         model, trust = run.args["model"], run.args.get("trust", False)
         wanted = without_none({**defaults_of(model, trust), **run.args})
         absent = dict(BEFORE)
-        if family_of(model, trust) in {"retinanet", "fcos"}:  # whose `detector` is by size
-            absent["gid_level"] = "detector"
+        crops = "gid" in parse_methods(str(wanted["distill"])) and any(wanted[x] for x in ABOUT["gid_level"])
+        if not crops or family_of(model, trust) in {"retinanet", "fcos"}:  # whose `detector` is by size
+            absent["gid_level"] = wanted["gid_level"]
         began = {**absent, **began}
         plain = "teacher" not in run.args
         for key in sorted(OWN_KEYS - UNTRAINED - {"teacher", "recipe", "backbone_weights"}):

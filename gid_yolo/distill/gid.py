@@ -46,9 +46,9 @@ class GIDLoss(nn.Module):
         alpha: Class weight of equation 8.
         beta: Box weight of equation 8.
         roi_size: Height and width of the RoIAlign crops.
-        level: The pyramid level that an instance is cropped from: that of its `prediction`; that of its `size` (FPN
-            paper, equation 1); or as the student's `detector` asks for: where a second stage crops it from, of YOLO
-            the one that predicted it, where one did, of others by size.
+        level: The pyramid level that an instance is cropped from: the one that the second stage of the student's
+            `detector` crops it from, where it has one; that of its `prediction`; else by its `size` alone (FPN paper,
+            equation 1).
         feature_normalize: `instance` or `pixel`, see `feature_loss`.
         standardize: What has mean 0 and variance 1 before features are compared: nothing (`raw`), the `crops` of both,
             their `maps`, or those of the `teacher` alone.
@@ -97,7 +97,7 @@ class GIDLoss(nn.Module):
         self.feature_normalize, self.relation_reduction = feature_normalize, relation_reduction
         if level not in LEVELS:
             raise ValueError(f"level={level} must be one of {', '.join(LEVELS)}.")
-        if level == "prediction" and not self.predicted:
+        if level == "prediction" and (not aligned or self.types == (GROUND_TRUTH,)):
             raise ValueError("level=prediction needs instances with one prediction each: give detector or size.")
         self.level = level
         if standardize not in STANDARDIZE:
@@ -137,7 +137,8 @@ class GIDLoss(nn.Module):
             functions: The detector's mask and losses.
             strides: Pixels per cell of each level.
             image_size: (height, width) of the input.
-            levels: The student's; needed for `level` prediction. Without them `detector` goes by size.
+            levels: The student's; needed for `level` prediction. Without them, or without a second stage among them,
+                `detector` goes by size.
             targets: Ground truth, to tell the instances' types; needed unless `types` is `all`.
             head: The teacher's; needed for the term `cross`.
 
@@ -204,11 +205,6 @@ class GIDLoss(nn.Module):
         return instances if self.types is None else keep_types(instances, self.types)
 
     @property
-    def predicted(self) -> bool:
-        """Whether every instance is one prediction of the student, and the teacher's of the same place."""
-        return self.aligned and self.types != (GROUND_TRUTH,)
-
-    @property
     def settings(self) -> dict[str, Any]:
         """The arguments that make another of the same kind."""
         return {
@@ -240,11 +236,9 @@ class GIDLoss(nn.Module):
             if rules is None:
                 raise ValueError("level=prediction needs the levels of the student's predictions.")
             return rules.of_predictions(instances.indices)
-        if self.level == "size" or rules is None:
+        if self.level == "size" or rules is None or rules.of_boxes is None:
             return None
-        if rules.of_boxes is not None:
-            return rules.of_boxes(instances.boxes)
-        return rules.of_predictions(instances.indices) if rules.whatever_size and self.predicted else None
+        return rules.of_boxes(instances.boxes)
 
     def _adapted(self, pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int]) -> Tensor:
         """The student's crops, (B, K, C_t, h, w)."""

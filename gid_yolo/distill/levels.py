@@ -25,12 +25,10 @@ class LevelRules:
     Attributes:
         of_predictions: Of indices (B, K) into its predictions the levels that made them.
         of_boxes: Of boxes (B, K, 4) the levels that its second stage crops them from; None where it has none.
-        whatever_size: Its label assignment is free to have any level predict an object, so that size says nothing.
     """
 
     of_predictions: Callable[[Tensor], Tensor]
     of_boxes: Callable[[Tensor], Tensor] | None = None
-    whatever_size: bool = False
 
 
 @torch.no_grad()

@@ -138,7 +138,6 @@ class SharedLevels:
         return LevelRules(
             lambda indices: shared(own.of_predictions(indices)),
             None if of_boxes is None else lambda boxes: shared(of_boxes(boxes)),
-            own.whatever_size,
         )
 
     def read_by_head(self, teacher: Distillable) -> bool:
@@ -290,10 +289,6 @@ class YOLODetector(Distillable):
         self.cells = self.cells.to(pyramid[0].device)  # once: the model may have moved since
         priors = grid_anchors(self.cells, pyramid, self.strides)
         return pyramid, RawPredictions(parts["scores"].mT, parts["boxes"].mT, priors, decode_dfl)
-
-    def level_rules(self, features: list[Tensor], raw: RawPredictions) -> LevelRules:
-        """Those of every detector; the task-aligned assignment looks at a prediction, not at its level."""
-        return replace(super().level_rules(features, raw), whatever_size=True)
 
     def detections(self, images: Tensor) -> Tensor:
         """Detections of the one-to-many branch, (B, 4 + C, R); boxes are decoded wide, as those it teaches."""

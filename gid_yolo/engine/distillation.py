@@ -31,6 +31,8 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
         aligned = check_alignment(teacher, student, response=bool(args.gid_response))
         given = {**BEFORE, **vars(args)}
         level = given["gid_level"] or DEFAULTS["gid_level"]
+        if level == "detector" and views[0].family == "yolo" and aligned and args.gid_types != "gt":
+            level = "prediction"  # its label assignment does not go by size
         if level == "prediction" and not aligned:
             raise UserError(
                 "gid_level=prediction crops an instance from the level that predicted it, but the predictions of these "

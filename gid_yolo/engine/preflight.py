@@ -176,10 +176,9 @@ def _cropping(gid: GIDLoss, model: TeacherStudentModel) -> str:
     """By what the level of a crop is found, where there are crops."""
     if not (gid.weights["feature"] or gid.weights["relation"]):
         return ""
-    family = distillable(model.student_model).family
-    if gid.level == "prediction" or (gid.level == "detector" and family == "yolo" and gid.predicted):
+    if gid.level == "prediction":
         return ", cropped at the levels that predict them"
-    if gid.level == "detector" and family == "faster_rcnn":
+    if gid.level == "detector" and distillable(model.student_model).family == "faster_rcnn":
         return ", cropped where the second stage crops them"
     return ", cropped at the levels of their sizes"
 

@@ -118,10 +118,7 @@ def test_a_level_that_is_not_shared_gives_way_to_the_nearest(student, teacher, p
     level = torch.arange(len(student))[None]
     assert rules.of_predictions(level).tolist() == [places]
     assert rules.of_boxes(level[..., None].expand(-1, -1, 4).float()).tolist() == [places]
-    assert not rules.whatever_size
-    rules = share_levels(own, theirs).rules(LevelRules(identity.of_predictions, whatever_size=True), student)
-    assert rules.of_boxes is None
-    assert rules.whatever_size
+    assert share_levels(own, theirs).rules(LevelRules(identity.of_predictions), student).of_boxes is None
 
 
 def test_predictions_that_do_not_correspond_have_no_level(data, tmp_path, teachers) -> None:
