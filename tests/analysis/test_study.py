@@ -197,8 +197,9 @@ def test_a_run_of_another_versions_defaults_is_not_taken_for_one_of_these(finish
     runner._check_defaults(run)  # it went by size, as a RetinaNet still does
     with pytest.raises(UserError, match="begun with gid_level=size, which is detector in this version"):
         runner._check_defaults(Run("relation", {**run.args, "model": "frcnn_nano"}))
-    for idle in ({"gid_relation": 0}, {"distill": "fitnet"}):  # nothing is cropped
-        runner._check_defaults(Run("relation", {**run.args, "model": "frcnn_nano", **idle}))
+    assert "gid_relation: 40.0" in before
+    file.write_text(before.replace("gid_relation: 40.0", "gid_relation: 0"))  # then nothing is cropped
+    runner._check_defaults(Run("relation", {**run.args, "model": "frcnn_nano", "gid_relation": 0}))
     file.write_text("\n".join(line for line in before.splitlines() if not line.startswith("distill_until")))
     with pytest.raises(UserError, match=r"begun with distill_until=1.0, which is 0.5 in this version"):
         runner._check_defaults(Run("relation", {k: v for k, v in run.args.items() if k != "distill_until"}))
