@@ -1,5 +1,8 @@
 """Which pyramid level an instance is cropped from, in runs of every kind of detector."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -124,3 +127,16 @@ def test_a_level_that_is_not_shared_gives_way_to_the_nearest(student, teacher, p
 def test_predictions_that_do_not_correspond_have_no_level(data, tmp_path, teachers) -> None:
     with pytest.raises(UserError, match=r"gid_level=prediction .* do not correspond, .* give gid_level=detector"):
         distil(data, tmp_path, "retina_nano", teachers["fcos_nano"], gid_response=0, gid_level="prediction")
+
+
+def test_the_benchmark_counts_every_box_once_by_each_rule(data, teachers) -> None:
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "levels.py"
+    folder = next(iter(data.parent.rglob("*.jpg" if any(data.parent.rglob("*.jpg")) else "*.png"))).parent
+    for kind, strides in (("frcnn_nano", 5), ("yolo11n.yaml", 3)):
+        words = ["--model", teachers[kind], "--images", str(folder), "--imgsz", "64", "--conf", "0"]
+        done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        cells = [x.strip() for x in done.stdout.splitlines()[-1].strip("|").split("|")]
+        own, size = ([int(n) for n in cell.split()] for cell in cells[1:3])
+        assert sum(own) == sum(size) > 0
+        assert len(own) == len(size) == strides
