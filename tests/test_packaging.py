@@ -29,6 +29,7 @@ def package_of(folder: Path) -> str:
 def test_packages_are_the_folders_of_the_tree() -> None:
     folders = {path.parent for top in ("gid_yolo", *MAPPED) for path in (ROOT / top).rglob("*.py")}
     folders |= {ROOT / name for name in MAPPED}
+    folders |= {path.parent for path in (ROOT / "cfg").rglob("*.yaml")}  # left out, each is a warning at every install
     listed = pyproject()["tool"]["setuptools"]["packages"]
     assert listed == sorted(listed)
     assert set(listed) == {package_of(folder) for folder in folders}
