@@ -222,11 +222,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="+", default=[20, 40, 80])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--imgsz", type=int, default=320)
+    parser.add_argument("--teacher", default=None, help="another teacher of the kind: a yaml")
     parser.add_argument("--teacher-epochs", type=int, default=60)
     parser.add_argument("--teacher-weights", default=True, help="ImageNet weights of its backbone, timm's keys")
     parser.add_argument("--teacher-more", nargs="*", default=[], help="other arguments of gid-train for the teacher")
-    parser.add_argument("--student", default=None, help="another student of the kind: a yaml")
-    parser.add_argument("--student-weights", default=None, help="likewise; random without it")
+    parser.add_argument("--student", default=None, help="likewise of the student")
+    parser.add_argument("--student-weights", default=None, help="of its backbone; random without it")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--project", type=Path, default=Path("runs") / "accuracy")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -239,8 +240,8 @@ def main() -> None:
         teaching["backbone_weights"] = options.teacher_weights
     large, small = PAIRS[options.kind]
     small = options.student or small
-    home = project / f"teacher_{options.kind}"
-    teacher = train_teacher(home, large, {**every, **teaching, **pairs_of(options.teacher_more)})
+    home = project / f"teacher_{Path(options.teacher).stem if options.teacher else options.kind}"
+    teacher = train_teacher(home, options.teacher or large, {**every, **teaching, **pairs_of(options.teacher_more)})
     given = pairs_of(options.more)
     if options.student_weights:
         given["backbone_weights"] = options.student_weights

@@ -188,6 +188,13 @@ def dense_head(model: nn.Module) -> nn.Module:
     return detector.rpn if isinstance(detector, FasterRCNN) else detector.head
 
 
+def heads_of(model: nn.Module) -> list[nn.Module]:
+    """The parts of a detector that are given the pyramid, a second stage among them."""
+    if isinstance(model, GIDDetectionModel) and isinstance(model.detector, FasterRCNN):
+        return [model.detector.rpn, model.detector.head]
+    return [dense_head(model)]
+
+
 class OwnDetector(Distillable):
     """One of our detectors."""
 

@@ -1,0 +1,33 @@
+"""Under a teacher the heads go on learning at the pace of plain training."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from gid_yolo.engine.distillable import heads_of
+
+MAX_NORM = 10.0  # Ultralytics', which it clips the gradient of all parameters together to
+
+
+def clip_taught(model: nn.Module, student: nn.Module, scaler: torch.amp.GradScaler) -> None:
+    """Clip what features are made by, backbone, pyramid and adaptation, by itself, before Ultralytics clips the whole.
+
+    A feature loss of the paper's weight makes most of the gradient's norm, at the first step hundreds of times the
+    task's. Clipped with it, the heads, which no comparison of features reaches, would learn as many times slower with
+    SGD; AdamW, which divides by what was usual, forgives it.
+
+    Args:
+        model: What is trained: the student and what it learns by.
+        student: The student alone.
+        scaler: Its scale is still in the gradients.
+    """
+    heads = {id(parameter) for head in heads_of(student) for parameter in head.parameters()}
+    taught = [p for p in model.parameters() if p.grad is not None and id(p) not in heads]
+    if not taught:
+        return
+    norm = get_total_norm([p.grad for p in taught if p.grad is not None])
+    if scaler.is_enabled():
+        norm = norm / scaler.scale(torch.ones_like(norm))  # a tensor: its number would have to be waited for
+    clip_grads_with_norm_(taught, MAX_NORM, norm)
