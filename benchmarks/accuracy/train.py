@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--teacher-epochs", type=int, default=60)
     parser.add_argument("--teacher-weights", default=True, help="ImageNet weights of its backbone, timm's keys")
     parser.add_argument("--teacher-more", nargs="*", default=[], help="other arguments of gid-train for the teacher")
-    parser.add_argument("--student", default=None, help="likewise of the student")
+    parser.add_argument("--student", default=None, help="another student of the kind: a yaml")
     parser.add_argument("--student-weights", default=None, help="of its backbone; random without it")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--project", type=Path, default=Path("runs") / "accuracy")

@@ -1,4 +1,4 @@
-"""Under a teacher the heads go on learning at the pace of plain training."""
+"""Under a teacher the heads are not slowed by what only features learn."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gid_yolo.engine.distillable import heads_of
 MAX_NORM = 10.0  # Ultralytics', which it clips the gradient of all parameters together to
 
 
-def clip_taught(model: nn.Module, student: nn.Module, scaler: torch.amp.GradScaler) -> None:
+def clip_features(model: nn.Module, student: nn.Module, scaler: torch.amp.GradScaler) -> None:
     """Clip what features are made by, backbone, pyramid and adaptation, by itself, before Ultralytics clips the whole.
 
-    A feature loss of the paper's weight makes most of the gradient's norm, at the first step hundreds of times the
-    task's. Clipped with it, the heads, which no comparison of features reaches, would learn as many times slower with
-    SGD; AdamW, which divides by what was usual, forgives it.
+    A feature loss of the paper's weight makes most of the gradient's norm, at first hundreds of times the task's.
+    Clipped with it the heads, which no comparison of features reaches, learn as many times slower with SGD; AdamW
+    largely forgives it, for it divides by what was usual. What responses teach the heads is clipped with the whole.
 
     Args:
         model: What is trained: the student and what it learns by.
@@ -24,10 +24,10 @@ def clip_taught(model: nn.Module, student: nn.Module, scaler: torch.amp.GradScal
         scaler: Its scale is still in the gradients.
     """
     heads = {id(parameter) for head in heads_of(student) for parameter in head.parameters()}
-    taught = [p for p in model.parameters() if p.grad is not None and id(p) not in heads]
-    if not taught:
+    parameters = [p for p in model.parameters() if p.grad is not None and id(p) not in heads]
+    if not parameters:
         return
-    norm = get_total_norm([p.grad for p in taught if p.grad is not None])
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     if scaler.is_enabled():
         norm = norm / scaler.scale(torch.ones_like(norm))  # a tensor: its number would have to be waited for
-    clip_grads_with_norm_(taught, MAX_NORM, norm)
+    clip_grads_with_norm_(parameters, MAX_NORM, norm)

@@ -27,6 +27,7 @@ BEFORE: dict[str, Any] = {
     "distill_until": 1.0,
     "distill_decay": "constant",
     "distill_warmup": 0.0,
+    "distill_clip": "together",
 }
 
 _WEIGHTS = {
@@ -60,8 +61,12 @@ def model_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def yolo_defaults() -> dict[str, Any]:
-    """Defaults for Ultralytics' own models: Ultralytics', and those of the distillation."""
-    return {**DEFAULT_CFG_DICT, **{key: _FILE[key] for key in OWN_KEYS}}
+    """Defaults for Ultralytics' own models: Ultralytics', and those of the distillation.
+
+    Their own features' gradient is over the limit of the clip at first, so that it holds the heads back in plain
+    training too: apart from it they would take far larger steps than Ultralytics' learning rates are made for.
+    """
+    return {**DEFAULT_CFG_DICT, **{key: _FILE[key] for key in OWN_KEYS}, "distill_clip": "together"}
 
 
 def thresholds(config: Mapping[str, Any]) -> dict[str, Any]:

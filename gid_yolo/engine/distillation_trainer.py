@@ -19,7 +19,7 @@ from gid_yolo._version import __version__
 from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
-from gid_yolo.engine.clipping import clip_taught
+from gid_yolo.engine.clipping import clip_features
 from gid_yolo.engine.config import check_keys, checked_args, without_none
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
@@ -365,12 +365,13 @@ class DistillationTrainer(WatchedTrainer):
         self.add_callback("on_train_batch_end", statistics.add)
         self.add_callback("on_train_epoch_end", statistics.write)
 
-    def optimizer_step(self) -> None:
-        """Ultralytics' step; while there is a teacher, its part of the gradient does not slow the heads down."""
+    def clip_gradients(self) -> None:
+        """While features are compared, those of the features by themselves (`distill_clip=apart`)."""
+        if not self.distilling or self.own("distill_clip") != "apart":
+            return
         model = unwrap_model(self.model)
-        if self.distilling and model.factor:
-            clip_taught(model, model.student_model, self.scaler)
-        super().optimizer_step()
+        if model.factor and set(model.term_names) != {"resp_loss"}:  # which heads and features learn by alike
+            clip_features(model, model.student_model, self.scaler)
 
     def plot_metrics(self) -> None:
         """Ultralytics' curves, and figure 5 of a distillation."""

@@ -79,7 +79,11 @@ class WatchedTrainer(ScheduledTrainer):
         """Ultralytics' step, of which the gradients are noted."""
         if self.watch:
             self.watch.step()
+        self.clip_gradients()
         super().optimizer_step()
+
+    def clip_gradients(self) -> None:
+        """What is done to gradients that were noted before Ultralytics clips the whole: nothing here."""
 
     # Judgement --------------------------------------------------------------------------------------------------------
 
