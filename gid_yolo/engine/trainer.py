@@ -177,6 +177,9 @@ class _Decay:
 def _freeze_names(freeze: Any, student: GIDDetectionModel) -> list[str]:
     """Names of parts from `freeze=`, which the command line passes as text.
 
+    A run that is resumed has those among them that its settings froze, of which some have no parameters: fixed batch
+    norms.
+
     Raises:
         UserError: A number, which would count YOLO layers, a part that the model does not have, or all of them.
     """
@@ -189,7 +192,8 @@ def _freeze_names(freeze: Any, student: GIDDetectionModel) -> list[str]:
     for name in names:
         if not isinstance(name, str) or name.isdigit():
             raise UserError(f"freeze={freeze} counts YOLO layers: name parts, e.g. freeze=0.backbone.")
-        if not any(f"model.{name}." in key for key, _ in student.named_parameters()):
+        known = name in student.frozen_names
+        if not known and not any(f"model.{name}." in key for key, _ in student.named_parameters()):
             raise UserError(f"freeze={freeze}: there is no part '{name}'; e.g. 0.backbone, 0.neck, 0.head.")
     if names and all(any(f"model.{n}." in key for n in names) for key, _ in student.named_parameters()):
         raise UserError(f"freeze={freeze} leaves nothing to train: name fewer parts.")

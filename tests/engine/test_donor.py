@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from engine_helpers import FAST
+from engine_helpers import FAST, train_one_epoch
 
 from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import load_model
@@ -44,6 +44,22 @@ def test_a_run_says_where_its_backbone_is_from(data, teachers, tmp_path) -> None
     trainer.train()
     model, _ = load_model(trainer.best)
     assert model.record["initialised_from"].startswith("backbone best.pt (")
+
+
+def test_a_run_with_fixed_stages_is_resumed_and_repeated(data, teachers, tmp_path) -> None:
+    # As the large models' are: a fixed batch norm of a frozen stage has no parameters, and is still among `freeze`
+    fixed = {"backbone_weights": teachers["retina_nano"], "freeze_bn": True, "frozen_stages": 1}
+    arguments = {**FAST, "model": "fcos_nano", "data": str(data), "epochs": 2, **fixed}
+    whole = GIDTrainer(overrides={**arguments, "save_dir": str(tmp_path / "whole")})
+    whole.train()
+    assert any(name.endswith("bn1") for name in whole.args.freeze)
+    broken = GIDTrainer(overrides={**arguments, "save_dir": str(tmp_path / "broken")})
+    train_one_epoch(broken)
+    assert main(["train", "resume=True", f"model={broken.last}"]) == 0
+    assert main(["train", f"cfg={broken.save_dir / 'args.yaml'}", f"save_dir={tmp_path / 'again'}"]) == 0
+    runs = [load_model(tmp_path / x / "weights" / "best.pt")[0] for x in ("whole", "broken", "again")]
+    first, *others = (run.state_dict() for run in runs)
+    assert all(torch.equal(first[key], other[key]) for other in others for key in first)
 
 
 def refused(capsys, *words: str) -> str:
