@@ -24,7 +24,7 @@ from gid_yolo.cfg import load_yaml
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.engine.checkpoint import load_any, load_model, record_of
 from gid_yolo.engine.coco_eval import COLUMNS
-from gid_yolo.engine.config import BEFORE, OWN_KEYS, without_none
+from gid_yolo.engine.config import BEFORE, OWN_KEYS, compares_features, without_none
 from gid_yolo.engine.curves import read_curve
 from gid_yolo.engine.teacher import duration
 from gid_yolo.errors import UserError
@@ -148,11 +148,13 @@ class Runner:
             raise UserError(f"{error} Remove {file.parent}, so that the run begins anew.") from error
         model, trust = run.args["model"], run.args.get("trust", False)
         wanted = without_none({**defaults_of(model, trust), **run.args})
-        absent = dict(BEFORE)
+        began = {**BEFORE, **began}
         crops = "gid" in parse_methods(str(wanted["distill"])) and any(wanted[x] for x in ABOUT["gid_level"])
-        if not crops or family_of(model, trust) in {"retinanet", "fcos"}:  # whose `detector` is by size
-            absent["gid_level"] = wanted["gid_level"]
-        began = {**absent, **began}
+        by_size = family_of(model, trust) in {"retinanet", "fcos"}  # whose `detector` is by size
+        if not crops or (by_size and (began["gid_level"], wanted["gid_level"]) == ("size", "detector")):
+            began["gid_level"] = wanted["gid_level"]
+        if not compares_features(wanted):
+            began["distill_clip"] = wanted["distill_clip"]
         plain = "teacher" not in run.args
         for key in sorted(OWN_KEYS - UNTRAINED - {"teacher", "recipe", "backbone_weights"}):
             if key not in began or key not in wanted or (plain and key.startswith(ONLY_DISTILLING)):

@@ -178,6 +178,14 @@ def check_gid(args: Mapping[str, Any]) -> None:
             )
 
 
+def compares_features(args: Mapping[str, Any]) -> bool:
+    """Whether a method of `distill=` has a loss that the features learn by and the heads do not."""
+    methods = parse_methods(str(args.get("distill") or "none"))
+    return any(method != "gid" for method in methods) or (
+        "gid" in methods and any(args.get(key) for key in ("gid_feature", "gid_relation", "gid_cross"))
+    )
+
+
 def checked_args(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments of a training, after every check that needs no data and no model.
 

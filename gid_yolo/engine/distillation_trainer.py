@@ -20,7 +20,7 @@ from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
 from gid_yolo.engine.clipping import clip_features
-from gid_yolo.engine.config import check_keys, checked_args, without_none
+from gid_yolo.engine.config import BEFORE, check_keys, checked_args, compares_features, without_none
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.fade import set_factor
@@ -129,6 +129,8 @@ class DistillationTrainer(WatchedTrainer):
             own = place.parent if place.name == "weights" else place
             self.args.save_dir = str(overrides.get("save_dir") or own)  # no file says where a run is written
             self.args.trust = self.trust  # no file says that others are to be trusted
+            for key, value in BEFORE.items():  # so that the run's args.yaml says them
+                setattr(self.args, key, vars(self.args).get(key, value))
             self.args.teacher = overrides.get("teacher") or vars(self.args).get("teacher")
 
     # Data -------------------------------------------------------------------------------------------------------------
@@ -367,11 +369,10 @@ class DistillationTrainer(WatchedTrainer):
 
     def clip_gradients(self) -> None:
         """While features are compared, those of the features by themselves (`distill_clip=apart`)."""
-        if not self.distilling or self.own("distill_clip") != "apart":
-            return
-        model = unwrap_model(self.model)
-        if model.factor and set(model.term_names) != {"resp_loss"}:  # which heads and features learn by alike
-            clip_features(model, model.student_model, self.scaler)
+        if self.distilling and self.own("distill_clip") == "apart" and compares_features(vars(self.args)):
+            model = unwrap_model(self.model)
+            if model.factor:
+                clip_features(model, model.student_model, self.scaler)
 
     def plot_metrics(self) -> None:
         """Ultralytics' curves, and figure 5 of a distillation."""

@@ -27,6 +27,8 @@ class GIDTrainer(DistillationTrainer):
     a learning rate for the backbone, and an EMA that fits short runs.
     """
 
+    _given_freeze: list[str] | None = None  # of `freeze=`, without what the settings freeze
+
     @staticmethod
     def defaults_for(model: Any, trust: bool = False) -> dict[str, Any]:
         """Ultralytics' defaults, those of `cfg/` over them, and the model's own over all."""
@@ -103,7 +105,8 @@ class GIDTrainer(DistillationTrainer):
         if self.device.type == "cpu":  # Ultralytics does this on CUDA only; here it saves a quarter of a step
             student.to(memory_format=torch.channels_last)
         super().set_model_attributes()
-        self.args.freeze = sorted({*_freeze_names(self.args.freeze, student), *student.frozen_names}) or None
+        self._given_freeze = _freeze_names(self.args.freeze, student) or None
+        self.args.freeze = sorted({*(self._given_freeze or ()), *student.frozen_names}) or None
 
     def initialised_from(self, student: GIDDetectionModel) -> str:
         """Where the student's first weights come from, in one line."""
@@ -115,6 +118,7 @@ class GIDTrainer(DistillationTrainer):
 
     def _setup_train(self) -> None:
         super()._setup_train()
+        self.args.freeze = self._given_freeze  # what a checkpoint says was asked for: the rest is its settings'
         self._fit_ema()
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
@@ -177,8 +181,7 @@ class _Decay:
 def _freeze_names(freeze: Any, student: GIDDetectionModel) -> list[str]:
     """Names of parts from `freeze=`, which the command line passes as text.
 
-    A run that is resumed has those among them that its settings froze, of which some have no parameters: fixed batch
-    norms.
+    Older checkpoints have those among them that the settings froze, of which fixed batch norms have no parameters.
 
     Raises:
         UserError: A number, which would count YOLO layers, a part that the model does not have, or all of them.
@@ -189,11 +192,11 @@ def _freeze_names(freeze: Any, student: GIDDetectionModel) -> list[str]:
     names = [
         n.strip(" '\"") if isinstance(n, str) else n for n in (names if isinstance(names, list | tuple) else [names])
     ]
+    names = [name for name in names if name not in student.frozen_names]
     for name in names:
         if not isinstance(name, str) or name.isdigit():
             raise UserError(f"freeze={freeze} counts YOLO layers: name parts, e.g. freeze=0.backbone.")
-        known = name in student.frozen_names
-        if not known and not any(f"model.{name}." in key for key, _ in student.named_parameters()):
+        if not any(f"model.{name}." in key for key, _ in student.named_parameters()):
             raise UserError(f"freeze={freeze}: there is no part '{name}'; e.g. 0.backbone, 0.neck, 0.head.")
     if names and all(any(f"model.{n}." in key for n in names) for key, _ in student.named_parameters()):
         raise UserError(f"freeze={freeze} leaves nothing to train: name fewer parts.")

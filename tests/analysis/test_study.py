@@ -203,6 +203,13 @@ def test_a_run_of_another_versions_defaults_is_not_taken_for_one_of_these(finish
     file.write_text("\n".join(line for line in before.splitlines() if not line.startswith("distill_until")))
     with pytest.raises(UserError, match=r"begun with distill_until=1.0, which is 0.5 in this version"):
         runner._check_defaults(Run("relation", {k: v for k, v in run.args.items() if k != "distill_until"}))
+    lines = [line for line in text.splitlines() if not line.startswith("distill_clip")]
+    file.write_text("\n".join(lines))
+    with pytest.raises(UserError, match="begun with distill_clip=together, which is apart in this version"):
+        runner._check_defaults(run)
+    for began in ("", "distill_clip: together"):
+        file.write_text("\n".join([*lines, began]).replace("gid_relation: 40.0", "gid_relation: 0"))
+        runner._check_defaults(Run("relation", {**run.args, "gid_relation": 0}))  # then no features are compared
     file.write_text("model: [")
     with pytest.raises(UserError, match=r"is not a yaml file.* so that the run begins anew"):
         runner._check_defaults(run)

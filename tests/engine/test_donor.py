@@ -5,6 +5,7 @@ import timm
 import torch
 from engine_helpers import FAST, train_one_epoch
 
+from gid_yolo.cfg import load_yaml
 from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.detection_model import GIDDetectionModel
@@ -46,17 +47,24 @@ def test_a_run_says_where_its_backbone_is_from(data, teachers, tmp_path) -> None
     assert model.record["initialised_from"].startswith("backbone best.pt (")
 
 
-def test_a_run_with_fixed_stages_is_resumed_and_repeated(data, teachers, tmp_path) -> None:
-    # As the large models' are: a fixed batch norm of a frozen stage has no parameters, and is still among `freeze`
-    fixed = {"backbone_weights": teachers["retina_nano"], "freeze_bn": True, "frozen_stages": 1}
+@pytest.mark.parametrize("of_before", [False, True])
+def test_a_run_with_fixed_stages_is_resumed_and_repeated(data, teachers, tmp_path, of_before: bool) -> None:
+    # As the large models' are: a fixed batch norm of a frozen stage has no parameters
+    fixed = {"backbone_weights": teachers["retina_nano"], "freeze_bn": True, "frozen_stages": 1, "freeze": ["0.neck"]}
     arguments = {**FAST, "model": "fcos_nano", "data": str(data), "epochs": 2, **fixed}
     whole = GIDTrainer(overrides={**arguments, "save_dir": str(tmp_path / "whole")})
     whole.train()
-    assert any(name.endswith("bn1") for name in whole.args.freeze)
+    assert any(name.endswith("bn1.") for name in whole.freeze_layer_names)
     broken = GIDTrainer(overrides={**arguments, "save_dir": str(tmp_path / "broken")})
     train_one_epoch(broken)
+    if of_before:  # checkpoints that say what the settings froze beside what was asked for
+        contents = torch.load(broken.last, weights_only=False)
+        contents["train_args"]["freeze"] = ["0.backbone.body.blocks.0", "0.backbone.body.bn1", "0.neck"]
+        torch.save(contents, broken.last)
     assert main(["train", "resume=True", f"model={broken.last}"]) == 0
     assert main(["train", f"cfg={broken.save_dir / 'args.yaml'}", f"save_dir={tmp_path / 'again'}"]) == 0
+    if not of_before:
+        assert [load_yaml(tmp_path / x / "args.yaml")["freeze"] for x in ("whole", "broken")] == [["0.neck"]] * 2
     runs = [load_model(tmp_path / x / "weights" / "best.pt")[0] for x in ("whole", "broken", "again")]
     first, *others = (run.state_dict() for run in runs)
     assert all(torch.equal(first[key], other[key]) for other in others for key in first)
