@@ -121,6 +121,13 @@ class GIDTrainer(DistillationTrainer):
         self.args.freeze = self._given_freeze  # what a checkpoint says was asked for: the rest is its settings'
         self._fit_ema()
 
+    def _model_train(self) -> None:
+        """Ultralytics' training mode; a batch norm that is a frozen part itself keeps its statistics too."""
+        super()._model_train()
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and any(part in f"{name}." for part in self.freeze_layer_names):
+                module.eval()
+
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)  # builds a new EMA
         self._fit_ema()
