@@ -20,7 +20,7 @@ from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
 from gid_yolo.engine.clipping import clip_features
-from gid_yolo.engine.config import BEFORE, check_keys, checked_args, compares_features, without_none
+from gid_yolo.engine.config import BEFORE, DEFAULTS, check_keys, checked_args, compares_features, without_none
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.fade import set_factor
@@ -129,8 +129,10 @@ class DistillationTrainer(WatchedTrainer):
             own = place.parent if place.name == "weights" else place
             self.args.save_dir = str(overrides.get("save_dir") or own)  # no file says where a run is written
             self.args.trust = self.trust  # no file says that others are to be trusted
-            for key, value in BEFORE.items():  # so that the run's args.yaml says them
-                setattr(self.args, key, vars(self.args).get(key, value))
+            began = {**BEFORE, **vars(self.args)}
+            if not (began.get("gid_feature") or began.get("gid_relation")):
+                began["gid_level"] = DEFAULTS["gid_level"]  # of no effect, and another is refused
+            self.args.__dict__.update(began)  # so that the run's args.yaml says them
             self.args.teacher = overrides.get("teacher") or vars(self.args).get("teacher")
 
     # Data -------------------------------------------------------------------------------------------------------------

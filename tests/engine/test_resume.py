@@ -14,7 +14,10 @@ import torch
 from engine_helpers import FAST, Interrupted, train_one_epoch, write_data
 
 import gid_yolo.files as files
+from gid_yolo.cfg import load_yaml
+from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import load_any, load_model
+from gid_yolo.engine.config import BEFORE
 from gid_yolo.engine.run_state import KEY, forget_epochs
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
@@ -130,6 +133,24 @@ def test_a_checkpoint_without_the_exact_state_goes_on_with_a_warning(settings, t
     resume(trainer.last)
     assert any("but not exactly" in text for text in log)
     assert [row["epoch"] for row in rows(tmp_path / "run" / "results.csv")] == ["1", "2"]
+
+
+@pytest.mark.parametrize("crops", [True, False])
+def test_a_resumed_run_of_before_says_what_it_goes_by_and_is_repeated(settings, tmp_path, crops):
+    # A level is refused where nothing is cropped; the default is none
+    before = BEFORE if crops else {**BEFORE, "gid_level": "detector", "gid_feature": 0, "gid_relation": 0}
+    trainer = GIDTrainer(overrides={**settings, **before, "epochs": 2, "save_dir": str(tmp_path / "run")})
+    train_one_epoch(trainer)
+    ckpt = torch.load(trainer.last, weights_only=False)
+    for key in BEFORE:
+        del ckpt["train_args"][key]
+    torch.save(ckpt, trainer.last)
+    resume(trainer.last)
+    args = load_yaml(tmp_path / "run" / "args.yaml")
+    assert {key: args[key] for key in before} == before
+    assert main(["train", f"cfg={tmp_path / 'run' / 'args.yaml'}", f"save_dir={tmp_path / 'again'}"]) == 0
+    models = [load_model(tmp_path / name / "weights" / "best.pt")[0].state_dict() for name in ("run", "again")]
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
 
 
 def test_finished_files_hold_no_state(whole):
