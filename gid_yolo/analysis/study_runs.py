@@ -23,6 +23,7 @@ from gid_yolo.analysis.study_plan import ABOUT, OF_EVALUATION, ONLY_DISTILLING, 
 from gid_yolo.cfg import load_yaml
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.engine.checkpoint import load_any, load_model, record_of
+from gid_yolo.engine.clipping import clips_apart
 from gid_yolo.engine.coco_eval import COLUMNS
 from gid_yolo.engine.config import BEFORE, OWN_KEYS, compares_features, without_none
 from gid_yolo.engine.curves import read_curve
@@ -153,7 +154,8 @@ class Runner:
         by_size = family_of(model, trust) in {"retinanet", "fcos"}  # whose `detector` is by size
         if not crops or (by_size and (began["gid_level"], wanted["gid_level"]) == ("size", "detector")):
             began["gid_level"] = wanted["gid_level"]
-        if not compares_features(wanted):
+        apart = [clips_apart(args["distill_clip"], str(wanted["optimizer"])) for args in (began, wanted)]
+        if not compares_features(wanted) or apart[0] == apart[1]:
             began["distill_clip"] = wanted["distill_clip"]
         plain = "teacher" not in run.args
         for key in sorted(OWN_KEYS - UNTRAINED - {"teacher", "recipe", "backbone_weights"}):

@@ -8,7 +8,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from gid_yolo.engine.distillable import heads_of
 
+# Optimisers that divide a step by how large gradients usually are: to them a factor of all matters little
+ADAPTIVE = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "RMSProp")
 MAX_NORM = 10.0  # Ultralytics', which it clips the gradient of all parameters together to
+
+
+def clips_apart(clip: str | None, optimizer: str) -> bool:
+    """Whether `distill_clip=` and the optimiser's name ask for a clip of the features by themselves."""
+    return clip == "apart" or (clip == "auto" and optimizer not in ADAPTIVE)
 
 
 def clip_features(model: nn.Module, student: nn.Module, scaler: torch.amp.GradScaler) -> None:
@@ -16,7 +23,7 @@ def clip_features(model: nn.Module, student: nn.Module, scaler: torch.amp.GradSc
 
     A feature loss of the paper's weight makes most of the gradient's norm, at first hundreds of times the task's.
     Clipped with it the heads, which no comparison of features reaches, learn as many times slower with SGD; AdamW
-    largely forgives it, for it divides by what was usual. What responses teach the heads is clipped with the whole.
+    forgives it, for it divides by what was usual. What responses teach the heads is clipped with the whole.
 
     Args:
         model: What is trained: the student and what it learns by.

@@ -19,7 +19,7 @@ from gid_yolo._version import __version__
 from gid_yolo.engine import preflight
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
-from gid_yolo.engine.clipping import clip_features
+from gid_yolo.engine.clipping import clip_features, clips_apart
 from gid_yolo.engine.config import BEFORE, DEFAULTS, check_keys, checked_args, compares_features, without_none
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
@@ -370,8 +370,9 @@ class DistillationTrainer(WatchedTrainer):
         self.add_callback("on_train_epoch_end", statistics.write)
 
     def clip_gradients(self) -> None:
-        """While features are compared, those of the features by themselves (`distill_clip=apart`)."""
-        if self.distilling and self.own("distill_clip") == "apart" and compares_features(vars(self.args)):
+        """While features are compared, those of the features by themselves, where `distill_clip=` asks for it."""
+        apart = clips_apart(self.own("distill_clip"), type(self.optimizer).__name__)
+        if apart and self.distilling and compares_features(vars(self.args)):
             model = unwrap_model(self.model)
             if model.factor:
                 clip_features(model, model.student_model, self.scaler)

@@ -40,7 +40,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "gid_weighting": WEIGHTINGS,
     "gid_level": LEVELS,
     "distill_decay": DECAYS,
-    "distill_clip": ("apart", "together"),
+    "distill_clip": ("auto", "apart", "together"),
     "gid_reduction": ("mean", "sum"),
     "teacher_precision": ("fp32", "bf16", "fp16"),
     "cache": (True, False, "ram", "disk"),

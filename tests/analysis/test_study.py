@@ -205,11 +205,12 @@ def test_a_run_of_another_versions_defaults_is_not_taken_for_one_of_these(finish
         runner._check_defaults(Run("relation", {k: v for k, v in run.args.items() if k != "distill_until"}))
     lines = [line for line in text.splitlines() if not line.startswith("distill_clip")]
     file.write_text("\n".join(lines))
-    with pytest.raises(UserError, match="begun with distill_clip=together, which is apart in this version"):
-        runner._check_defaults(run)
+    runner._check_defaults(run)  # AdamW's are clipped together as before
+    with pytest.raises(UserError, match="begun with distill_clip=together, which is auto in this version"):
+        runner._check_defaults(Run("relation", {**run.args, "optimizer": "SGD"}))
     for began in ("", "distill_clip: together"):
         file.write_text("\n".join([*lines, began]).replace("gid_relation: 40.0", "gid_relation: 0"))
-        runner._check_defaults(Run("relation", {**run.args, "gid_relation": 0}))  # then no features are compared
+        runner._check_defaults(Run("relation", {**run.args, "gid_relation": 0, "optimizer": "SGD"}))  # no features then
     file.write_text("model: [")
     with pytest.raises(UserError, match=r"is not a yaml file.* so that the run begins anew"):
         runner._check_defaults(run)

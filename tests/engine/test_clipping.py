@@ -109,14 +109,22 @@ def step_of(data, folder, **overrides) -> tuple[dict[str, torch.Tensor], dict[st
 
 
 @pytest.mark.parametrize(
-    ("clip", "response", "apart"),
-    [("apart", 0, True), ("apart", 1, True), ("together", 0, False), ("apart", None, False)],
+    ("clip", "optimizer", "response", "apart"),
+    [
+        ("auto", "SGD", 0, True),
+        ("auto", "AdamW", 0, False),
+        ("apart", "AdamW", 1, True),
+        ("together", "SGD", 0, False),
+        ("apart", "SGD", None, False),
+    ],
 )
-def test_how_much_of_their_gradient_the_heads_keep(data, teacher, tmp_path, clip, response, apart) -> None:
+def test_how_much_of_their_gradient_the_heads_keep(data, teacher, tmp_path, clip, optimizer, response, apart) -> None:
     weights = {"gid_feature": 10.0, "gid_response": response}
     if response is None:  # responses alone, which features and heads learn by alike
         weights = {"gid_feature": 0, "gid_relation": 0, "gid_response": 1e4}
-    before, after, features = step_of(data, tmp_path / "run", teacher=str(teacher), distill_clip=clip, **weights)
+    before, after, features = step_of(
+        data, tmp_path / "run", teacher=str(teacher), distill_clip=clip, optimizer=optimizer, **weights
+    )
     heads = math.sqrt(sum(float(x.double().square().sum()) for x in before.values()))
     # Ultralytics divides all by their norm over 10; apart, the features' has been brought to 10 before that
     factor = min(1.0, MAX_NORM / math.hypot(min(features, MAX_NORM) if apart else features, heads))
@@ -137,14 +145,14 @@ def test_without_the_teacher_nothing_is_clipped_apart(data, teacher, tmp_path, m
         "gid_yolo.engine.distillation_trainer.clip_features", lambda model, *_: clipped.append(model.factor)
     )
     settings = {**FAST, "model": "retina_nano", "nbs": 4, "val": False, "epochs": 2, "distill_until": 0.5}
-    settings |= {"data": str(data), "teacher": str(teacher), "save_dir": str(tmp_path / "run")}
+    settings |= {"distill_clip": "apart", "data": str(data), "teacher": str(teacher), "save_dir": str(tmp_path / "run")}
     GIDTrainer(overrides=settings).train()
     assert clipped == [1.0, 1.0]  # 2 epochs of 2 batches, half of them under the teacher
 
 
 def test_a_yolo_and_a_run_from_before_are_clipped_together() -> None:
     assert yolo_defaults()["distill_clip"] == BEFORE["distill_clip"] == "together"
-    assert DEFAULTS["distill_clip"] == "apart"
+    assert DEFAULTS["distill_clip"] == "auto"
 
 
 def test_the_parameter_whose_gradient_is_nan_is_named(data, teacher, tmp_path, monkeypatch) -> None:
