@@ -48,10 +48,18 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=False)[KEY]["model"]
 
 
-@pytest.mark.parametrize(("model", "distilled"), [("retina_nano", True), ("fcos_nano", False)])
-def test_two_processes_train_what_one_trains(tmp_path, settings, teachers, model, distilled):
-    """Small steps: the choice of general instances is not continuous, and would make rounding larger."""
-    overrides = {**settings, "model": model, "lr0": 1e-4, "teacher": str(teachers(model)) if distilled else None}
+@pytest.mark.parametrize(
+    ("model", "clip", "most"),
+    [("retina_nano", "together", 1e-5), ("retina_nano", "apart", 2e-4), ("fcos_nano", "", 1e-5)],
+)
+def test_two_processes_train_what_one_trains(tmp_path, settings, teachers, model, clip, most):
+    """Small steps: the choice of general instances is not continuous, and would make rounding larger.
+
+    Clipped apart, the heads' steps are not divided by the features' gradient, and rounding is as many times larger.
+    """
+    overrides = {**settings, "model": model, "lr0": 1e-4}
+    if clip:
+        overrides |= {"teacher": str(teachers(model)), "distill_clip": clip}
     for processes in (1, 2):
         done = train(tmp_path / str(processes), processes, overrides)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -63,7 +71,7 @@ def test_two_processes_train_what_one_trains(tmp_path, settings, teachers, model
     before = torch.load(first, weights_only=False)[KEY]["model"]
     assert max(float((one[key].float() - before[key].float()).abs().max()) for key in one) > 1e-4  # it learnt
     worst = max(float((one[key].float() - two[key].float()).abs().max()) for key in one)
-    assert worst <= 1e-5, worst
+    assert worst <= most, worst
 
 
 @pytest.fixture(scope="module")
