@@ -239,7 +239,7 @@ def check_run(defaults: dict[str, Any], args: dict[str, Any]) -> None:
 
 
 def check_pair(group: Group, student: str, common: dict[str, Any]) -> None:
-    """Refuse rows of two kinds of detector that compare their responses, cross other levels, or crop by predictions.
+    """Refuse rows of two kinds of detector that compare their responses, or cross other levels.
 
     Raises:
         UserError: Which row does.
@@ -254,11 +254,6 @@ def check_pair(group: Group, student: str, common: dict[str, Any]) -> None:
             raise UserError(
                 f"the teacher is a {theirs} whose head reads levels that the student, a {own}, has not, but the row "
                 f"'{row.name}' has gid_cross={args['gid_cross']}: give a pair of one kind, or gid_cross=0."
-            )
-        if args["gid_level"] == "prediction":
-            raise UserError(
-                f"the teacher is a {theirs} and the student a {own}, whose predictions are paired by overlap, but the "
-                f"row '{row.name}' has gid_level=prediction: give a pair of one kind, or gid_level=detector."
             )
         if args["gid_response"]:
             raise UserError(

@@ -17,7 +17,7 @@ from gid_yolo.distill.feature import (
     roi_features,
 )
 from gid_yolo.distill.gism import general_instances, select_general_instances
-from gid_yolo.distill.levels import LEVELS, LevelRules
+from gid_yolo.distill.levels import LEVELS, LevelRules, overlapping_predictions
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.relation import relation_loss
 from gid_yolo.distill.response import ResponseFunctions, TeachersHead, response_loss
@@ -47,7 +47,8 @@ class GIDLoss(nn.Module):
         beta: Box weight of equation 8.
         roi_size: Height and width of the RoIAlign crops.
         level: The pyramid level that an instance is cropped from: the one that the second stage of the student's
-            `detector` crops it from, where it has one; that of its `prediction`; else by its `size` alone (FPN paper,
+            `detector` crops it from, where it has one; that of its `prediction`, or where none stands behind it (not
+            `aligned`, ground truth) of the student's that overlaps it most; else by its `size` alone (FPN paper,
             equation 1).
         feature_normalize: `instance` or `pixel`, see `feature_loss`.
         standardize: What has mean 0 and variance 1 before features are compared: nothing (`raw`), the `crops` of both,
@@ -97,8 +98,6 @@ class GIDLoss(nn.Module):
         self.feature_normalize, self.relation_reduction = feature_normalize, relation_reduction
         if level not in LEVELS:
             raise ValueError(f"level={level} must be one of {', '.join(LEVELS)}.")
-        if level == "prediction" and (not aligned or self.types == (GROUND_TRUTH,)):
-            raise ValueError("level=prediction needs instances with one prediction each: give detector or size.")
         self.level = level
         if standardize not in STANDARDIZE:
             raise ValueError(f"standardize={standardize} must be one of {', '.join(STANDARDIZE)}.")
@@ -155,7 +154,7 @@ class GIDLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         valid, weights = instances.valid, self.weights
         if weights["feature"] or weights["relation"]:
-            plan = plan_rois(instances.boxes, strides, image_size, self._levels(instances, levels))
+            plan = plan_rois(instances.boxes, strides, image_size, self._levels(instances, student, levels))
             compared = student_pyramid
             if self.standardize in {"maps", "teacher"}:
                 teacher_pyramid = standardized_maps(teacher_pyramid)
@@ -230,12 +229,14 @@ class GIDLoss(nn.Module):
         names = {"feature": "feat_loss", "relation": "rel_loss", "response": "resp_loss", "cross": "cross_loss"}
         return [names[key] for key, weight in self.weights.items() if weight]
 
-    def _levels(self, instances: GeneralInstances, rules: LevelRules | None) -> Tensor | None:
+    def _levels(self, instances: GeneralInstances, student: RawPredictions, rules: LevelRules | None) -> Tensor | None:
         """(B, K) the level of each instance; None for by its size."""
         if self.level == "prediction":
             if rules is None:
                 raise ValueError("level=prediction needs the levels of the student's predictions.")
-            return rules.of_predictions(instances.indices)
+            if self.aligned and self.types != (GROUND_TRUTH,):
+                return rules.of_predictions(instances.indices)
+            return rules.of_predictions(overlapping_predictions(instances.boxes, student.boxes))
         if self.level == "size" or rules is None or rules.of_boxes is None:
             return None
         return rules.of_boxes(instances.boxes)

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from gid_yolo.ops.precision import wide
 
@@ -52,6 +53,20 @@ def levels_by_size(boxes: Tensor, strides: Sequence[int], image_size: tuple[int,
     wanted = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / canonical))  # level k has stride 2^k
     # One number at a time: a tensor of them would have to wait for its copy to the device
     return torch.stack([(wanted - math.log2(stride)).abs() for stride in strides]).argmin(dim=0)
+
+
+@torch.no_grad()
+def overlapping_predictions(instances: Tensor, predictions: Tensor) -> Tensor:
+    """For instances that no prediction stands behind: of each the one that overlaps it most, of equal ones the first.
+
+    Args:
+        instances: (B, K, 4) xyxy.
+        predictions: (B, R, 4) likewise.
+
+    Returns:
+        (B, K) indices into R.
+    """
+    return box_iou(wide(instances), wide(predictions)).nan_to_num(0.0).argmax(dim=-1)  # nan of two empty boxes
 
 
 def levels_of_outputs(indices: Tensor, cells: Sequence[int], outputs: int) -> Tensor:

@@ -150,11 +150,6 @@ def check_gid(args: Mapping[str, Any]) -> None:
             f"gid_level={given['gid_level']} is about the crops of the feature and relation losses, but gid_feature "
             "and gid_relation are 0: give one a weight, or leave gid_level out."
         )
-    if given["gid_level"] == "prediction" and given["gid_types"] == "gt":
-        raise UserError(
-            "gid_level=prediction crops an instance from the level that predicted it, but gid_types=gt distils the "
-            "ground truth, which nothing predicted: give gid_level=detector or gid_level=size, or other types."
-        )
     if given["gid_weighting"] != "uniform" and not given["gid_feature"]:
         raise UserError(
             f"gid_weighting={given['gid_weighting']} weighs the instances of the feature loss, but gid_feature is 0: "

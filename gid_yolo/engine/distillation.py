@@ -33,11 +33,6 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
         level = given["gid_level"] or DEFAULTS["gid_level"]
         if level == "detector" and views[0].family == "yolo" and aligned and args.gid_types != "gt":
             level = "prediction"  # its label assignment does not go by size
-        if level == "prediction" and not aligned:
-            raise UserError(
-                "gid_level=prediction crops an instance from the level that predicted it, but the predictions of these "
-                "models do not correspond, and are paired by overlap: give gid_level=detector or gid_level=size."
-            )
         gid = GIDLoss(
             own,
             theirs,

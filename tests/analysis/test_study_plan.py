@@ -305,10 +305,6 @@ PAIR = {"name": "verdict", "model": "retina_nano", "teacher": "retina_small"}
         ({**PAIR, "name": "table5", "distill": "fitnet"}, "distill= does not go with table5"),
         ({**PAIR, "teacher": "retina_smoll"}, "teacher=retina_smoll is neither a file of weights"),
         ({**PAIR, "teacher": "fcos_small"}, "the teacher is a fcos and the student a retinanet"),
-        (
-            {**PAIR, "teacher": "fcos_small", "gid_response": 0, "gid_level": "prediction"},
-            "whose predictions are paired by overlap, but the row 'distilled' has gid_level=prediction",
-        ),
         ({**PAIR, "project": "/proc/nowhere", "plan": False}, "project=/proc/nowhere cannot be written to"),
         ({"name": "table4"}, "the class person, which the data (a, b) does not have"),
         ({"name": "table4", "classes": [7]}, "7"),

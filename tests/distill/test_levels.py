@@ -1,12 +1,13 @@
 import pytest
 import torch
-from reference.boxes import random_boxes
+from reference.boxes import iou, random_boxes
 from torchvision.ops.poolers import LevelMapper
 
 from gid_yolo.detectors import build_detector
 from gid_yolo.distill import GIDLoss
 from gid_yolo.distill.feature import plan_rois
-from gid_yolo.distill.levels import levels_of_outputs
+from gid_yolo.distill.levels import LevelRules, levels_of_outputs, overlapping_predictions
+from gid_yolo.ops.structures import Targets
 
 
 @pytest.mark.parametrize(("cells", "anchors"), [([12, 4, 1], 9), ([12, 4, 1], 1), ([6], 3)])
@@ -70,7 +71,31 @@ def test_a_rule_that_does_not_exist_is_refused(setting: dict, says: str) -> None
         GIDLoss(4, 4, **setting)
 
 
+def test_of_every_instance_the_prediction_that_overlaps_it_most() -> None:
+    instances, predictions = (random_boxes((2, n), smallest=5.0) for n in (6, 40))
+    instances[0, 0] = 0.0  # an empty place
+    predictions[1, 7] = predictions[1, 3] = instances[1, 2]  # of equal ones the first
+    found = overlapping_predictions(instances, predictions)
+    for b in range(2):
+        for k in range(6):
+            ious = [iou(instances[b, k].tolist(), box) for box in predictions[b].tolist()]
+            assert found[b, k] == ious.index(max(ious))
+    assert found[1, 2] == 3
+    assert overlapping_predictions(instances[:, :0], predictions).shape == (2, 0)
+    assert overlapping_predictions(torch.zeros(1, 1, 4), torch.zeros(1, 3, 4)).tolist() == [[0]]  # 0 / 0 everywhere
+
+
 @pytest.mark.parametrize("without", [{"types": "gt"}, {"aligned": False, "weights": {"response": 0.0}}])
-def test_the_level_of_a_prediction_needs_one(without: dict) -> None:
-    with pytest.raises(ValueError, match="level=prediction needs instances with one prediction each"):
-        GIDLoss(4, 4, level="prediction", **without)
+def test_an_instance_without_a_prediction_goes_by_the_students_nearest(without: dict) -> None:
+    detector = build_detector("retina_nano", 2).eval()
+    features, raw = detector.raw(torch.rand(3, 3, 64, 96))
+    asked = []
+    rules = LevelRules(lambda indices: asked.append(indices) or torch.ones_like(indices))
+    boxes = torch.tensor([[[20.0, 10.0, 60.0, 40.0]]]).expand(3, -1, -1)
+    targets = Targets(boxes, torch.ones(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool))
+    gid = GIDLoss(detector.fpn_channels, detector.fpn_channels, level="prediction", **without)
+    settings = {"functions": detector, "strides": detector.strides, "image_size": (64, 96)}
+    _, instances = gid(features, features, raw.detach(), raw, **settings, levels=rules, targets=targets)
+    assert len(asked) == 1
+    assert torch.equal(asked[0], overlapping_predictions(instances.boxes, raw.boxes))
+    assert asked[0].any()

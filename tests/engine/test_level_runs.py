@@ -13,12 +13,11 @@ from torchvision.ops.poolers import LevelMapper
 import gid_yolo.distill.gid
 from gid_yolo import GID
 from gid_yolo.distill.feature import plan_rois
-from gid_yolo.distill.levels import LevelRules, levels_by_size
+from gid_yolo.distill.levels import LevelRules, levels_by_size, overlapping_predictions
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.distillable import share_levels
 from gid_yolo.engine.distillation import make_projector
-from gid_yolo.errors import UserError
 
 
 @pytest.fixture
@@ -124,9 +123,33 @@ def test_a_level_that_is_not_shared_gives_way_to_the_nearest(student, teacher, p
     assert share_levels(own, theirs).rules(LevelRules(identity.of_predictions), student).of_boxes is None
 
 
-def test_predictions_that_do_not_correspond_have_no_level(data, tmp_path, teachers) -> None:
-    with pytest.raises(UserError, match=r"gid_level=prediction .* do not correspond, .* give gid_level=detector"):
-        distil(data, tmp_path, "retina_nano", teachers["fcos_nano"], gid_response=0, gid_level="prediction")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"teacher": "retina_nano", "gid_response": 0},  # whose predictions are others
+        {"gid_types": "gt"},  # which nothing predicted
+    ],
+)
+def test_where_no_prediction_is_its_own_the_level_is_of_the_nearest(
+    data, tmp_path, teachers, plans, monkeypatch, settings
+) -> None:
+    asked = []
+
+    def noted(instances, predictions):
+        found = overlapping_predictions(instances, predictions)
+        asked.append((instances, predictions.shape[1], found))
+        return found
+
+    monkeypatch.setattr(gid_yolo.distill.gid, "overlapping_predictions", noted)
+    teacher = teachers[settings.pop("teacher", "yolo11n.yaml")]
+    distil(data, tmp_path, "yolo11n.yaml", teacher, gid_level="prediction", **settings)
+    assert len(plans) == len(asked) > 0
+    for (boxes, strides, (height, width), level), (instances, outputs, found) in zip(plans, asked, strict=True):
+        owner = torch.tensor([i for i, s in enumerate(strides) for _ in range((height // s) * (width // s))])
+        assert strides == [8, 16, 32]  # all of its levels
+        assert outputs == len(owner)  # its own predictions
+        assert torch.equal(boxes, instances)
+        assert torch.equal(level, owner[found])
 
 
 def test_the_benchmark_counts_every_box_once_by_each_rule(data, teachers) -> None:

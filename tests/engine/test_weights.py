@@ -19,7 +19,6 @@ CONTRADICTIONS = [
     ({"distill": "gid+fitnet", **OFF}, "are 0: give one of them a weight; distill=fitnet leaves gid out"),
     ({"gid_weighting": "score", "gid_feature": 0}, "gid_weighting=score weighs the instances of the feature loss, but"),
     ({"gid_weighting": "score", "gid_types": "gt"}, "gid_types=gt distils the ground truth, which has no such score"),
-    ({"gid_level": "prediction", "gid_types": "gt"}, "gid_types=gt distils the ground truth, which nothing predicted"),
     (
         {"gid_level": "size", "gid_feature": 0, "gid_relation": 0},
         "gid_level=size is about the crops .*, but gid_feature and gid_relation are 0: give one a weight, or leave",
