@@ -33,7 +33,11 @@ WITH_P7 = ("retinanet", "fcos")
 OF_WEIGHTS = ("backbone_weights", "pretrained")  # files that are told apart by what they hold
 OF_EVALUATION = ("imgsz", "classes", "single_cls", "batch", "conf", "iou", "max_det", "half")
 # Settings of GID by the terms that they are about, without which the trainer refuses them
-ABOUT = {"gid_level": ("gid_feature", "gid_relation"), "gid_weighting": ("gid_feature",)}
+ABOUT = {
+    "gid_level": ("gid_feature", "gid_relation"),
+    "gid_weighting": ("gid_feature",),
+    "distill_clip": ("gid_feature", "gid_relation", "gid_cross"),
+}
 UNTRAINED = frozenset(  # they do not change what is learnt
     {"device", "workers", "cache", "plots", "verbose", "save", "save_period", "gid_visualize_every", "gradients"}
     | {"teacher_min_ap", "teacher_sample", "teacher_epochs", "trust"}

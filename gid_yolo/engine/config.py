@@ -150,6 +150,11 @@ def check_gid(args: Mapping[str, Any]) -> None:
             f"gid_level={given['gid_level']} is about the crops of the feature and relation losses, but gid_feature "
             "and gid_relation are 0: give one a weight, or leave gid_level out."
         )
+    if given["distill_clip"] == "apart" and not compares_features(given):
+        raise UserError(
+            "distill_clip=apart clips by itself what features learn by being compared, but gid_feature, gid_relation "
+            "and gid_cross are 0: give one a weight, or leave distill_clip out."
+        )
     if given["gid_weighting"] != "uniform" and not given["gid_feature"]:
         raise UserError(
             f"gid_weighting={given['gid_weighting']} weighs the instances of the feature loss, but gid_feature is 0: "

@@ -32,7 +32,7 @@ from gid_yolo.engine.provenance import digest_of_labels, write_provenance
 from gid_yolo.engine.safe_load import check_file, safely
 from gid_yolo.engine.schedule import override
 from gid_yolo.engine.teacher import share_classes
-from gid_yolo.engine.teacher_student import PRECISIONS, TeacherStudentModel
+from gid_yolo.engine.teacher_student import PRECISIONS, TeacherStudentModel, check_precision
 from gid_yolo.engine.unusable import check_class_names, reason_of
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.engine.watched_trainer import WatchedTrainer
@@ -132,6 +132,8 @@ class DistillationTrainer(WatchedTrainer):
             began = {**BEFORE, **vars(self.args)}
             if not (began.get("gid_feature") or began.get("gid_relation")):
                 began["gid_level"] = DEFAULTS["gid_level"]  # of no effect, and another is refused
+            if not compares_features(began):
+                began["distill_clip"] = DEFAULTS["distill_clip"]  # likewise
             self.args.__dict__.update(began)  # so that the run's args.yaml says them
             self.args.teacher = overrides.get("teacher") or vars(self.args).get("teacher")
 
@@ -369,10 +371,15 @@ class DistillationTrainer(WatchedTrainer):
         self.add_callback("on_train_batch_end", statistics.add)
         self.add_callback("on_train_epoch_end", statistics.write)
 
+    @property
+    def clips_apart(self) -> bool:
+        """Whether the gradients of features that are compared are clipped by themselves."""
+        apart = clips_apart(self.own("distill_clip"), type(self.optimizer).__name__)
+        return apart and self.distilling and compares_features(vars(self.args))
+
     def clip_gradients(self) -> None:
         """While features are compared, those of the features by themselves, where `distill_clip=` asks for it."""
-        apart = clips_apart(self.own("distill_clip"), type(self.optimizer).__name__)
-        if apart and self.distilling and compares_features(vars(self.args)):
+        if self.clips_apart:
             model = unwrap_model(self.model)
             if model.factor:
                 clip_features(model, model.student_model, self.scaler)
@@ -381,19 +388,3 @@ class DistillationTrainer(WatchedTrainer):
         """Ultralytics' curves, and figure 5 of a distillation."""
         super().plot_metrics()
         draw_counts(self.save_dir / "gi_types.csv")
-
-
-def check_precision(precision: str | None, device: torch.device) -> None:
-    """Refuse a `teacher_precision=` that the device does not compute in, or only slower than in float32.
-
-    Raises:
-        UserError: What to give.
-    """
-    if precision == "fp16" and device.type == "cpu":
-        raise UserError("teacher_precision=fp16 needs a GPU: on a CPU give bf16, or leave it out.")
-    if precision != "bf16":
-        return
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"teacher_precision=bf16: {device} does not compute in bfloat16; give fp16, or leave it out.")
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        raise UserError("teacher_precision=bf16: this CPU has no instructions for bfloat16; leave it out.")

@@ -128,6 +128,7 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
         ("teacher classes", classes),
         ("aligned", _alignment(trainer, model)),
         ("distillation", _methods(model)),
+        ("clipped", "the features' gradient by itself, then all" if trainer.clips_apart else "all gradients together"),
         ("taught", told(trainer)),
     ]
 

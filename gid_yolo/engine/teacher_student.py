@@ -22,6 +22,7 @@ from gid_yolo.engine.detection_model import batch_targets
 from gid_yolo.engine.distillable import Distillable, distillable, share_levels
 from gid_yolo.engine.gradients import Pull, pulls
 from gid_yolo.engine.instance_counts import COUNT_NAMES
+from gid_yolo.errors import UserError
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -245,3 +246,19 @@ def freeze_teacher(teacher: DetectionModel) -> DetectionModel:
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     return teacher
+
+
+def check_precision(precision: str | None, device: torch.device) -> None:
+    """Refuse a `teacher_precision=` that the device does not compute in, or only slower than in float32.
+
+    Raises:
+        UserError: What to give.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("teacher_precision=fp16 needs a GPU: on a CPU give bf16, or leave it out.")
+    if precision != "bf16":
+        return
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"teacher_precision=bf16: {device} does not compute in bfloat16; give fp16, or leave it out.")
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise UserError("teacher_precision=bf16: this CPU has no instructions for bfloat16; leave it out.")

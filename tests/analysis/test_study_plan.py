@@ -231,10 +231,11 @@ def test_a_schedule_is_drawn_out(given, times, expected) -> None:
 
 
 def test_a_setting_of_what_a_row_turns_off_is_not_given_to_it(plan) -> None:
-    rows = plan("table6", gid_level="size", gid_weighting="score")
-    told = {name: {"gid_level", "gid_weighting"} & set(row.runs[0].args) for name, row in rows.items()}
-    assert told["feature"] == told["feature + response"] == {"gid_level", "gid_weighting"}
-    assert told["relation"] == {"gid_level"}  # whose instances do not weigh differently
+    rows = plan("table6", gid_level="size", gid_weighting="score", distill_clip="apart")
+    given = {"gid_level", "gid_weighting", "distill_clip"}
+    told = {name: given & set(row.runs[0].args) for name, row in rows.items()}
+    assert told["feature"] == told["feature + response"] == given
+    assert told["relation"] == given - {"gid_weighting"}  # whose instances do not weigh differently
     assert told["response"] == set()
 
 

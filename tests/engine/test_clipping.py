@@ -115,7 +115,7 @@ def step_of(data, folder, **overrides) -> tuple[dict[str, torch.Tensor], dict[st
         ("auto", "AdamW", 0, False),
         ("apart", "AdamW", 1, True),
         ("together", "SGD", 0, False),
-        ("apart", "SGD", None, False),
+        ("auto", "SGD", None, False),
     ],
 )
 def test_how_much_of_their_gradient_the_heads_keep(data, teacher, tmp_path, clip, optimizer, response, apart) -> None:

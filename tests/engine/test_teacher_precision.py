@@ -8,7 +8,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.ops import xyxy2xywh
 
 from gid_yolo.engine.distillable import distillable
-from gid_yolo.engine.distillation_trainer import check_precision
+from gid_yolo.engine.teacher_student import check_precision
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 

@@ -24,6 +24,10 @@ CONTRADICTIONS = [
         "gid_level=size is about the crops .*, but gid_feature and gid_relation are 0: give one a weight, or leave",
     ),
     (
+        {"distill_clip": "apart", "gid_feature": 0, "gid_relation": 0},
+        "distill_clip=apart clips .*, but gid_feature, gid_relation and gid_cross are 0: give one a weight, or leave",
+    ),
+    (
         {"gid_cross": 1, "gid_standardize": "maps"},
         "gid_cross=1.* but gid_standardize=maps .*: give gid_standardize=raw",
     ),
@@ -70,6 +74,7 @@ def test_the_command_line(capsys, data, teacher) -> None:
         {"distill": "none", **OFF},
         {"distill": None, **OFF},  # as Ultralytics reads the word none
         {"distill": "fitnet", **OFF},
+        {"distill": "gid+fitnet", "distill_clip": "apart", "gid_feature": 0, "gid_relation": 0},  # FitNet compares them
     ],
 )
 def test_what_is_no_contradiction(settings: dict) -> None:
