@@ -283,8 +283,9 @@ def _reachable(url: str, timeout: float = 3.0) -> bool:
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         return True
     parts = urlsplit(url)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=timeout):
+        with socket.create_connection((parts.hostname or "", port), timeout=timeout):
             return True
     except OSError:
         return False

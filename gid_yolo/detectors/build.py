@@ -118,7 +118,12 @@ def build_detector(
         kind = BUILDERS[config["detector"]]
         if kind is FasterRCNN and backbone["name"].startswith(PREFIX):
             return kind(TorchvisionMobileNet(weights=pretrained, **backbone), classes, **settings)
-        return kind(TimmBackbone(weights=pretrained, strides=kind.backbone_strides, **backbone), classes, **settings)
+        body = TimmBackbone(weights=pretrained, strides=kind.backbone_strides, **backbone)
+        detector = kind(body, classes, **settings)
+        if tuple(detector.strides[: len(body.channels)]) != kind.backbone_strides:
+            given, real = list(detector.strides), [*kind.backbone_strides, 2 * kind.backbone_strides[-1]]
+            raise ValueError(f"strides={given} are not those of the backbone's maps and the pooled one, {real}.")
+        return detector
     except TypeError as error:  # an unknown keyword: Python's message names it
         raise UserError(f"a setting of {what} does not fit: {error}") from error
     except (RuntimeError, MemoryError) as error:  # there is not so much memory

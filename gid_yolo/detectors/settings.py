@@ -78,6 +78,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             _check_list(name, value, low, high, count)
         elif name == "anchor_sizes":
             _check_sizes(name, value)
+    if 0 < (gamma := settings.get("focal_gamma", 0)) < 1:
+        raise ValueError(f"focal_gamma={gamma} must be 0 or at least 1: between them its gradient has no limit.")
     for less, more in _PAIRS:
         if less in settings and more in settings and settings[less] > settings[more]:
             raise ValueError(f"{less}={settings[less]} must not be above {more}={settings[more]}.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from gid_yolo.ops.blocks import blocks
 from gid_yolo.ops.losses import mean_over_images
 from gid_yolo.ops.precision import wide
 from gid_yolo.ops.structures import Targets
@@ -30,10 +31,12 @@ def imitation_mask(anchors: Tensor, targets: Targets, locations: int, *, psi: fl
     Returns:
         (B, N) bool.
     """
-    overlap = box_iou(targets.boxes, anchors[None].to(targets.boxes))  # (B, M, R)
-    overlap = overlap.nan_to_num(0.0).masked_fill(~targets.valid[..., None], 0.0)
-    near = overlap > psi * overlap.amax(-1, keepdim=True)
-    return near.any(1).unflatten(1, (locations, -1)).any(-1)
+    boxes = targets.boxes
+    near = torch.zeros(boxes.shape[0], len(anchors), dtype=torch.bool, device=boxes.device)
+    for _, some, real in blocks(boxes, targets.valid, len(anchors)):
+        overlap = box_iou(some, anchors[None].to(boxes)).nan_to_num(0.0)  # (B, m, R)
+        near |= ((overlap > psi * overlap.amax(-1, keepdim=True)) & real[..., None]).any(1)  # (B, R)
+    return near.unflatten(1, (locations, -1)).any(-1)
 
 
 def fine_grained_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], mask: Tensor) -> Tensor:

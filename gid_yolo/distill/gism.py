@@ -46,8 +46,7 @@ def compare(teacher: Tensor, student: Tensor, scores: Callable[[Tensor], Tensor]
 
 def gi_boxes(teacher_scores: Tensor, student_scores: Tensor, teacher_boxes: Tensor, student_boxes: Tensor) -> Tensor:
     """Equation 2: (B, R, 4) the box of the more confident model, the student's where both are equal."""
-    teacher_wins = teacher_scores.amax(-1) > student_scores.amax(-1)  # (B, R)
-    return torch.where(teacher_wins[..., None], teacher_boxes, student_boxes)
+    return _winners(teacher_scores.amax(-1) > student_scores.amax(-1), teacher_boxes, student_boxes)
 
 
 @torch.no_grad()
@@ -87,7 +86,7 @@ def select_general_instances(
     """
     _check(teacher_scores, student_scores, teacher_boxes, student_boxes, top_k)
     difference, teacher_wins = compare(teacher_scores, student_scores)
-    boxes = torch.where(teacher_wins[..., None], teacher_boxes, student_boxes)
+    boxes = _winners(teacher_wins, teacher_boxes, student_boxes)
     return _first_of_nms(difference, boxes, top_k, iou_threshold)
 
 
@@ -99,8 +98,13 @@ def general_instances(
     teacher_boxes, student_boxes = teacher.boxes, student.boxes
     _check(teacher.logits, student.logits, teacher_boxes, student_boxes, top_k)
     difference, teacher_wins = compare(teacher.logits, student.logits, probabilities)
-    boxes = torch.where(teacher_wins[..., None], teacher_boxes, student_boxes)
+    boxes = _winners(teacher_wins, teacher_boxes, student_boxes)
     return _first_of_nms(difference, boxes, top_k, iou_threshold)
+
+
+def _winners(teacher_wins: Tensor, teacher_boxes: Tensor, student_boxes: Tensor) -> Tensor:
+    """(B, R, 4) of two such the teacher's where (B, R) is True."""
+    return torch.where(teacher_wins[..., None], teacher_boxes, student_boxes)
 
 
 def _check(

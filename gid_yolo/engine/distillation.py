@@ -7,6 +7,7 @@ from typing import Any
 from ultralytics.nn.tasks import DetectionModel
 
 from gid_yolo.distill import GIDLoss
+from gid_yolo.distill.gid import CROPS_OF_LEVELS
 from gid_yolo.distill.methods import Distillation, FineGrained, FitNet, Mimicking, parse_methods
 from gid_yolo.engine.config import BEFORE, DEFAULTS
 from gid_yolo.engine.distillable import Distillable, distillable, share_levels
@@ -33,6 +34,9 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
         level = given["gid_level"] or DEFAULTS["gid_level"]
         if level == "detector" and views[0].family == "yolo" and aligned and args.gid_types != "gt":
             level = "prediction"  # its label assignment does not go by size
+        standardize = given["gid_standardize"] or DEFAULTS["gid_standardize"]
+        if standardize == "crops" and not isinstance(own, int):
+            raise UserError(f"gid_{CROPS_OF_LEVELS}: give gid_standardize=maps, or leave it out.")
         gid = GIDLoss(
             own,
             theirs,
@@ -49,7 +53,7 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
             roi_size=args.gid_roi_size,
             level=level,
             feature_normalize=args.gid_normalize,
-            standardize=given["gid_standardize"] or DEFAULTS["gid_standardize"],
+            standardize=standardize,
             weighting=given["gid_weighting"] or DEFAULTS["gid_weighting"],
             relation_reduction=args.gid_reduction,
             adapt_kernel=args.gid_adapt_kernel,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from gid_yolo.ops.blocks import blocks
 from gid_yolo.ops.boxes import Corners
 
 BACKGROUND, IGNORED = -1, -2
@@ -39,17 +40,22 @@ def match_anchors(
     """
     if boxes.shape[1] == 0:
         return anchors.new_full((boxes.shape[0], anchors.shape[0]), BACKGROUND).long()
-    iou = box_iou(boxes, anchors[None].to(boxes)).nan_to_num(0.0)  # (B, M, R)
-    iou = iou.masked_fill(~valid[..., None], -1.0)  # a padded box never wins
-    best, index = iou.max(dim=1)  # (B, R)
+    shape = boxes.shape[0], anchors.shape[0]
+    best, index = boxes.new_full(shape, -1.0), boxes.new_zeros(shape, dtype=torch.long)
+    restored = boxes.new_zeros(shape, dtype=torch.bool)
+    for start, some, real in blocks(boxes, valid, len(anchors)):
+        iou = box_iou(some, anchors[None].to(boxes)).nan_to_num(0.0)  # (B, m, R)
+        iou = iou.masked_fill(~real[..., None], -1.0)  # a padded box never wins
+        value, place = iou.max(dim=1)  # (B, R)
+        index = torch.where(value > best, place + start, index)
+        best = torch.maximum(value, best)
+        if low_quality:
+            highest = iou.amax(dim=2, keepdim=True)  # (B, m, 1)
+            # A box that touches no anchor has a highest IoU of 0 with all of them: without the second test it, and
+            # every padded box, would make the whole image positive.
+            restored |= ((iou == highest) & (highest > 0)).any(dim=1)  # (B, R)
     matched = index.masked_fill(best < positive_iou, IGNORED).masked_fill(best < negative_iou, BACKGROUND)
-    if low_quality:
-        highest = iou.amax(dim=2, keepdim=True)  # (B, M, 1)
-        # A box that touches no anchor has a highest IoU of 0 with all of them: without the second test it, and every
-        # padded box, would make the whole image positive.
-        restored = ((iou == highest) & (highest > 0)).any(dim=1)  # (B, R)
-        matched = matched.where(~restored, index)
-    return matched
+    return matched.where(~restored, index)
 
 
 def positive_mask(

@@ -74,7 +74,8 @@ def mean_over_images(per_element: Tensor, weight: Tensor) -> Tensor:
     """Average a loss within each image, then over the batch.
 
     Every loss of the distillation is normalised this way: it makes the loss of a batch the mean of the losses of its
-    images, whatever way they are spread over processes. The tasks' losses follow each detector's own definition.
+    images, whatever way they are spread over processes (of features that were standardised before, over all images of a
+    process, it does not). The tasks' losses follow each detector's own definition.
 
     Args:
         per_element: (B, N) losses.

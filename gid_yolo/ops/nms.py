@@ -107,10 +107,12 @@ def _chosen(boxes: Tensor, scores: Tensor, iou_threshold: float, min_score: floa
     """(S, 3) image, class and box of what stays, in no promised order."""
     candidates = (scores > min_score).nonzero()  # (N, 3); a host sync, as in `_kept`
     image, label, box = candidates.unbind(1)
-    found = boxes[image, box], scores[image, label, box]
+    chosen, ranks = boxes[image, box], scores[image, label, box]
     if boxes.device.type != "mps":
-        found = found[0].double(), found[1].double()
-    return candidates[batched_nms(*found, image * scores.shape[1] + label, iou_threshold)]
+        chosen, ranks = chosen.double(), ranks.double()
+    if len(chosen):
+        chosen = chosen - chosen.amin()  # torchvision moves groups apart by the largest coordinate: from 0 on
+    return candidates[batched_nms(chosen, ranks, image * scores.shape[1] + label, iou_threshold)]
 
 
 class _OnnxNMS(torch.autograd.Function):

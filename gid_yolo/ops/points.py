@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gid_yolo.ops.assign import BACKGROUND
+from gid_yolo.ops.blocks import blocks
 from gid_yolo.ops.precision import wide
 
 # Of a distance in pixels: no image is as large, and its exponential keeps boxes and their areas finite in float32
@@ -89,17 +90,22 @@ def match_points(
         return priors.new_full((boxes.shape[0], priors.shape[0]), BACKGROUND).long()
     boxes, priors = wide(boxes), wide(priors)
     stride = priors[:, 2] - priors[:, 0]  # (R,)
-    lower = (level_ranges[0] * stride).masked_fill(stride == stride.amin(), 0.0)
-    upper = (level_ranges[1] * stride).masked_fill(stride == stride.amax(), math.inf)
+    # A level's stride is twice the one before; sides of shifted priors are rounded, and so are not equal
+    lower = (level_ranges[0] * stride).masked_fill(stride < 1.5 * stride.amin(), 0.0)
+    upper = (level_ranges[1] * stride).masked_fill(1.5 * stride > stride.amax(), math.inf)
 
-    distance = ltrb_distances(boxes[:, :, None], priors)  # (B, M, R, 4)
-    nearest, farthest = distance.aminmax(dim=-1)  # (B, M, R)
-    off_centre = (_centres(priors) - _centres(boxes)[:, :, None]).abs().amax(-1)  # (B, M, R)
-    candidate = (nearest > 0) & (off_centre < radius * stride) & (farthest > lower) & (farthest < upper)
-
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)[..., None]  # (B, M, 1)
-    smallest, index = area.where(candidate & valid[..., None], math.inf).min(dim=1)  # (B, R)
-    return index.masked_fill(smallest == math.inf, BACKGROUND)
+    shape = boxes.shape[0], priors.shape[0]
+    smallest, index = boxes.new_full(shape, math.inf), boxes.new_full(shape, BACKGROUND, dtype=torch.long)
+    for start, some, real in blocks(boxes, valid, len(priors)):
+        distance = ltrb_distances(some[:, :, None], priors)  # (B, m, R, 4)
+        nearest, farthest = distance.aminmax(dim=-1)  # (B, m, R)
+        off_centre = (_centres(priors) - _centres(some)[:, :, None]).abs().amax(-1)  # (B, m, R)
+        candidate = (nearest > 0) & (off_centre < radius * stride) & (farthest > lower) & (farthest < upper)
+        area = (some[..., 2:] - some[..., :2]).prod(-1)[..., None]  # (B, m, 1)
+        value, place = area.where(candidate & real[..., None], math.inf).min(dim=1)  # (B, R)
+        index = torch.where(value < smallest, place + start, index)
+        smallest = torch.minimum(value, smallest)
+    return index
 
 
 def points_inside(priors: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
@@ -108,8 +114,10 @@ def points_inside(priors: Tensor, boxes: Tensor, valid: Tensor) -> Tensor:
     Equation 7 of GID for FCOS: neither the centre region nor the range of the level counts, for a general instance
     was predicted by a point of one level, which that range need not allow.
     """
-    inside = ltrb_distances(boxes[:, :, None], priors).amin(-1) > 0  # (B, M, R)
-    return (inside & valid[..., None]).any(dim=1)
+    inside = torch.zeros(boxes.shape[0], priors.shape[0], dtype=torch.bool, device=boxes.device)
+    for _, some, real in blocks(boxes, valid, len(priors)):
+        inside |= ((ltrb_distances(some[:, :, None], priors).amin(-1) > 0) & real[..., None]).any(dim=1)  # (B, R)
+    return inside
 
 
 def _centres(boxes: Tensor) -> Tensor:

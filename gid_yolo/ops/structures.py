@@ -24,7 +24,7 @@ class RawPredictions:
 
     Attributes:
         logits: (B, R, C) class logits; a sigmoid makes them probabilities.
-        regression: (B, R, 4) box regression in the detector's own coding.
+        regression: (B, R, 4) box regression in the detector's own coding; YOLO's are (B, R, 4 * bins).
         priors: (R, 4) xyxy anchors in input pixels, the same for every image of the batch.
         decoder: Maps (regression, priors) to (B, R, 4) xyxy boxes in input pixels.
         centerness: (B, R) logits of FCOS' centre-ness; None for other detectors.

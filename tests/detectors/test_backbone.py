@@ -1,4 +1,5 @@
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -198,6 +199,18 @@ def test_model_that_was_never_trained() -> None:
     assert not timm.get_pretrained_cfg("mobilenetv2_035").has_weights
     assert source.failed
     assert "no trained weights" in source.text
+
+
+@pytest.mark.parametrize(
+    ("url", "port"), [("https://a.b/c", 443), ("http://a.b", 80), ("http://a.b:8080/c", 8080), ("https://a.b:1", 1)]
+)
+def test_the_port_that_is_tried(monkeypatch: pytest.MonkeyPatch, url: str, port: int) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    tried = []
+    monkeypatch.setattr("socket.create_connection", lambda place, timeout: tried.append(place) or nullcontext())
+    assert backbone_module._reachable(url)
+    assert tried == [("a.b", port)]
 
 
 def test_reachable_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

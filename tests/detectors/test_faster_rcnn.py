@@ -384,6 +384,10 @@ def test_settings() -> None:
     ("settings", "message"),
     [
         ({"strides": [4, 8, 16, 32]}, "strides=.* must be of the backbone's 4 maps and the pooled one"),
+        (
+            {"strides": [8, 16, 32, 64, 128]},
+            r"not those of the backbone's maps and the pooled one, \[4, 8, 16, 32, 64\]",
+        ),
         ({"rpn_after_nms": [100]}, "rpn_after_nms=.* must be a list of 2 numbers"),
         ({"anchor_sizes": [[32], [64]]}, "anchor_sizes=.* must give 5 levels the same number of sizes"),
         ({"rpn_sample": 3}, "unexpected keyword argument 'rpn_sample'"),

@@ -210,6 +210,13 @@ def test_deformable_convolutions_are_left_over() -> None:
         ("retinanet", "bbox_head.bbox_coder.target_stds", [0.1, 0.1, 0.2, 0.2], "target_stds"),
         ("retinanet", "data_preprocessor.mean", [0.5], "not of 3 channels"),
         ("fcos", "bbox_head.strides", [4, 8, 16, 32, 64], "strides"),
+        (
+            "fcos",
+            "bbox_head.regress_ranges",
+            [[-1, 64], [64, 128], [128, 256], [256, 1024], [1024, 1e8]],
+            "regress_ranges",
+        ),
+        ("fcos", "bbox_head.regress_ranges", 64, "regress_ranges=64"),
         ("fcos", "bbox_head.norm_cfg", {"type": "BN"}, "norm_cfg.type='BN'"),
         ("faster_rcnn", "roi_head.type", "CascadeRoIHead", "CascadeRoIHead"),
         ("faster_rcnn", "neck.add_extra_convs", "on_input", "add_extra_convs"),
@@ -226,6 +233,19 @@ def test_what_has_no_equal_here_is_refused(kind: str, path: str, value: Any, mes
     section[last] = value
     with pytest.raises(ValueError, match=message):
         convert_mmdetection(make(), meta_3(model))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, [4.0, 8.0]),  # 64 px on P3 are 8 of its strides, and 64 on P4 are 4
+        ([[-1, 64], [64, 128], [128, 256], [256, 512], [512, 1e8]], [4.0, 8.0]),
+        ([[-1, 32], [48, 64], [96, 128], [192, 256], [384, 1e8]], [3.0, 4.0]),
+    ],
+)
+def test_ranges_of_the_levels_are_in_strides(given: list | None, expected: list[float]) -> None:
+    config = fcos_config("pytorch", **({} if given is None else {"regress_ranges": given}))
+    assert convert_mmdetection(fcos(bias=False), meta_3(config)).config["settings"]["level_ranges"] == expected
 
 
 def test_version_1_is_refused() -> None:

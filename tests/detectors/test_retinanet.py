@@ -232,6 +232,12 @@ def test_sizes_in_place_of_a_scale() -> None:
         build_detector("retina_nano", 2, box_loss="l2")
 
 
+def test_a_focus_without_a_finite_gradient_is_refused() -> None:
+    build_detector("retina_nano", 2, focal_gamma=0.0)
+    with pytest.raises(ValueError, match=r"focal_gamma=0\.5 must be 0 or at least 1"):
+        build_detector("retina_nano", 2, focal_gamma=0.5)
+
+
 def test_giou_box_loss_equals_torchvisions() -> None:
     detector = build_detector("retina_nano", CLASSES, box_loss="giou").eval()
     objects, raw = make_objects([4, 0]), make_raw(detector, 2)

@@ -106,6 +106,10 @@ def test_epsilon_of_the_first_coco_weights() -> None:
             module.eps = 0.0  # as torchvision sets it for them
             module.running_var.uniform_(1e-4, 1e-3)  # where an epsilon of 1e-5 shows
             module.weight.mul_(0.02)
+    dead = model.backbone.body
+    dead.conv1.weight[3] = 0.0  # a channel that never fires, as their first layers have: its variance fell to nothing
+    for name, value in (("running_var", 5.6e-45), ("running_mean", 0.0), ("weight", 1e-8)):
+        getattr(dead.bn1, name)[3] = value
     images = torch.rand(1, 3, *SIZE)
     logits = from_torchvision(model).raw(images)[1].logits
     torch.testing.assert_close(logits, head_outputs(model, images)[1]["cls_logits"], rtol=1e-4, atol=1e-4)

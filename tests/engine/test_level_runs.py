@@ -18,6 +18,7 @@ from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.distillable import share_levels
 from gid_yolo.engine.distillation import make_projector
+from gid_yolo.errors import UserError
 
 
 @pytest.fixture
@@ -95,6 +96,15 @@ def test_it_goes_by_size_where_nothing_else_is_to_go_by(data, tmp_path, teachers
     distil(data, tmp_path, student, teachers[settings.get("teacher", student)], **others)
     assert plans
     assert all(level is None for *_, level in plans)
+
+
+def test_crops_of_levels_that_differ_in_channels_are_not_standardised(teachers) -> None:
+    network = load_model(teachers["yolo11n.yaml"])[0]
+    settings = SimpleNamespace(**{**DEFAULTS, "gid_standardize": "crops"})
+    with pytest.raises(UserError, match=r"gid_standardize=crops .* differ in channels: give gid_standardize=maps"):
+        make_projector(settings, network, network)
+    own = load_model(teachers["retina_nano"])[0]
+    assert make_projector(settings, own, own).gid.standardize == "crops"
 
 
 def test_none_is_the_default(teachers) -> None:

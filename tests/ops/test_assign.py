@@ -4,8 +4,10 @@ from reference.assign import naive_match
 from reference.boxes import random_boxes
 from reference.retinanet import torchvision_matches
 
+from gid_yolo.distill.fine_grained import imitation_mask
 from gid_yolo.ops.anchors import cell_anchors, grid_anchors
 from gid_yolo.ops.assign import BACKGROUND, IGNORED, match_anchors, positive_mask
+from gid_yolo.ops.structures import Targets
 
 
 def make_anchors() -> torch.Tensor:
@@ -92,6 +94,20 @@ def test_no_box_in_the_batch() -> None:
     assert matched.shape == (3, len(anchors))
     assert matched.dtype == torch.long
     assert (matched == BACKGROUND).all()
+
+
+@pytest.mark.parametrize("size", [1, 300, 10**9])
+@pytest.mark.parametrize("low_quality", [False, True])
+def test_blocks_of_boxes_change_nothing(monkeypatch: pytest.MonkeyPatch, low_quality: bool, size: int) -> None:
+    anchors, boxes, valid = random_boxes((150,)), random_boxes((2, 7)), torch.rand(2, 7) < 0.7
+    boxes[:, 3] = boxes[:, 2]  # of equals the first, of whatever block
+    targets = Targets(boxes, torch.zeros(2, 7, dtype=torch.long), valid)
+    expected = match_anchors(anchors, boxes, valid, low_quality=low_quality), imitation_mask(anchors, targets, 50)
+    monkeypatch.setattr("gid_yolo.ops.blocks.BLOCK", size)
+    assert torch.equal(match_anchors(anchors, boxes, valid, low_quality=low_quality), expected[0])
+    assert torch.equal(imitation_mask(anchors, targets, 50), expected[1])
+    assert (expected[0] >= 0).any()
+    assert expected[1].any()
 
 
 def test_padding_changes_nothing() -> None:

@@ -147,6 +147,15 @@ class Final(torch.nn.Module):
         return class_nms(boxes, scores, min_score=0.3, iou_threshold=0.4, max_det=20)
 
 
+def test_boxes_beyond_the_image_leave_other_classes_alone() -> None:
+    boxes = torch.tensor([[[540.0, 540.0, 640.0, 640.0], [-100.0, -100.0, 4.0, 4.0]]])
+    scores = torch.tensor([[[0.9, 0.0], [0.0, 0.8]]])  # (B, C, R): each box of its own class
+    found = class_nms(boxes, scores, min_score=0.5, iou_threshold=0.5, max_det=3)
+    assert found[0, :, 4].tolist() == pytest.approx([0.9, 0.8, 0.0])
+    empty = class_nms(boxes, 0 * scores, min_score=0.5, iou_threshold=0.5, max_det=3)
+    assert not empty.any()
+
+
 def test_class_nms_in_a_graph() -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     file = io.BytesIO()

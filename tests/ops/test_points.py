@@ -14,6 +14,7 @@ from reference.fcos import (
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from gid_yolo.ops.anchors import cell_anchors, grid_anchors
 from gid_yolo.ops.assign import BACKGROUND
 from gid_yolo.ops.points import (
     centerness_target,
@@ -117,6 +118,34 @@ def test_few_levels(strides: tuple[int, ...]) -> None:
         match_points(priors, *pad(images)), torchvision_matches(priors, counts, images), strict=True
     ):
         assert torch.equal(row, expected)
+
+
+@pytest.mark.parametrize("offset", [0.1, 0.3, -0.2])
+def test_points_whose_coordinates_are_rounded_have_their_levels(offset: float) -> None:
+    strides = (8, 16, 32)
+    features = [torch.zeros(1, 1, 320 // s, 320 // s) for s in strides]
+    cells = [cell_anchors([s], [1.0]) + offset * s for s in strides]
+    priors = grid_anchors(torch.stack(cells), features, strides)
+    sides = priors[:, 2] - priors[:, 0]
+    assert len(sides.unique()) > 3  # so that it tells
+    boxes = torch.tensor([[[100.0, 100.0, 115.0, 120.0], [10.0, 10.0, 300.0, 290.0]]])
+    matched = match_points(priors, boxes, torch.ones(1, 2, dtype=torch.bool))[0]
+    level = torch.repeat_interleave(torch.arange(3), torch.tensor([x.shape[2] * x.shape[3] for x in features]))
+    assert level[matched == 0].unique().tolist() == [0]  # 20 px: under 8 strides of the finest
+    assert level[matched == 1].unique().tolist() == [2]  # 290 px: over 8 strides of the middle one, 128 px
+
+
+@pytest.mark.parametrize("size", [1, 300, 10**9])
+def test_blocks_of_boxes_change_nothing(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    priors = random_boxes((150,), smallest=8.0, largest=8.0)
+    priors[:, 2:] = priors[:, :2] + 8
+    boxes, valid = random_boxes((2, 7), largest=60.0), torch.rand(2, 7) < 0.7
+    boxes[:, 3] = boxes[:, 2]  # of equals the first, of whatever block
+    expected = match_points(priors, boxes, valid, radius=3.0), points_inside(priors, boxes, valid)
+    monkeypatch.setattr("gid_yolo.ops.blocks.BLOCK", size)
+    assert torch.equal(match_points(priors, boxes, valid, radius=3.0), expected[0])
+    assert torch.equal(points_inside(priors, boxes, valid), expected[1])
+    assert (expected[0] >= 0).any()
 
 
 def test_padding_changes_nothing() -> None:

@@ -75,6 +75,7 @@ def _faster_rcnn(state: dict[str, Tensor]) -> Converted:
             "anchor_sizes": [[x] for x in (32.0, 64.0, 128.0, 256.0, 512.0)],
             "aspect_ratios": list(RATIOS),
             "whole_anchors": False,
+            "rpn_after_nms": [1000, 1000],
             "roi_points": 0,
             "roi_aligned": True,
             "head_width": len(state["roi_heads.box_head.fc1.bias"]),

@@ -26,6 +26,7 @@ from gid_yolo.detectors.convert.mmdetection_parts import (
     expect_deltas,
     expect_pyramid,
     expect_sigmoid,
+    level_ranges,
     num_classes,
     renamed,
     tower_names,
@@ -116,6 +117,7 @@ def _fcos(config: Section, model: Section, state: Mapping[str, Tensor]) -> Conve
         "centerness_from": "reg" if head.get("centerness_on_reg") else "cls",
         "sqrt_score": False,
         "center_radius": head.get("center_sample_radius", default=1.5) if head.get("center_sampling") else math.inf,
+        "level_ranges": level_ranges(head),
     }
     names = [
         *tower_names(settings["head_norm"]),

@@ -12,6 +12,7 @@ from gid_yolo.detectors.convert.mmdetection_config import MEND, Section
 from gid_yolo.detectors.convert.torchvision_backbone import RESNETS
 
 DENSE_STRIDES = [8, 16, 32, 64, 128]
+FCOS_RANGES = [[-1, 64], [64, 128], [128, 256], [256, 512], [512, 1e8]]  # of an FCOSHead that names none
 PLAIN = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 EPSILON = 1e-5  # of every norm, here as there by default
 # Not the model's: EMA's copies in 2.x, whose values it has swapped with the model's before saving, and 3.x's mean, std
@@ -161,6 +162,24 @@ def anchors(generator: Section, strides: list[int]) -> dict[str, Any]:
         "aspect_ratios": generator.get("ratios"),
         "whole_anchors": False,
     }
+
+
+def level_ranges(head: Section) -> list[float]:
+    """Bounds of the distances that the levels of FCOS learn, which here are of all levels the same, in strides.
+
+    Raises:
+        ValueError: They are others.
+    """
+    given = head.get("regress_ranges", default=FCOS_RANGES)
+    try:
+        low, high = given[1][0] / DENSE_STRIDES[1], given[0][1] / DENSE_STRIDES[0]
+        alike = [x[0] for x in given[1:]] == [low * s for s in DENSE_STRIDES[1:]]
+        alike &= [x[1] for x in given[:-1]] == [high * s for s in DENSE_STRIDES[:-1]]
+    except (TypeError, LookupError):
+        alike = False
+    if not alike:
+        raise ValueError(f"its configuration has {head.name}.regress_ranges={given!r}: that cannot be converted.")
+    return [low, high]
 
 
 def expect_sigmoid(head: Section) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
@@ -59,10 +60,16 @@ def backbone_state(backbone: nn.Module) -> dict[str, Tensor]:
     """Weights of body and pyramid by our names."""
     state = backbone.state_dict()
     for name, module in backbone.named_modules():
-        # torchvision sets the epsilon of its first COCO models to 0. Only variance + epsilon counts.
-        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d) and name.startswith("body."):
-            variance = f"{name}.running_var"
-            state[variance] = state[variance] + (module.eps - NORM_EPS)
+        # torchvision sets the epsilon of its first COCO models to 0. Only weight / sqrt(variance + epsilon) counts; the
+        # variance stays as it is, for a dead channel's is smaller than a difference of epsilons can hold.
+        if isinstance(module, FrozenBatchNorm2d) and name.startswith("body.") and module.eps != NORM_EPS:
+            variance, weight = state[f"{name}.running_var"], state[f"{name}.weight"]
+            smallest = torch.finfo(variance.dtype).tiny
+            scale = ((variance + NORM_EPS) / (variance + module.eps).clamp(min=smallest)).sqrt()
+            state[f"{name}.weight"] = weight * scale
+        elif isinstance(module, nn.BatchNorm2d) and name.startswith("body.") and module.eps != NORM_EPS:
+            variance = state[f"{name}.running_var"]  # which training replaces
+            state[f"{name}.running_var"] = (variance + (module.eps - NORM_EPS)).clamp(min=0.0)
     return renamed(state, {"body.": "backbone.body.", "fpn.": "neck.fpn."})
 
 
