@@ -17,7 +17,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo._version import __version__
 from gid_yolo.engine import preflight
-from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
+from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of, shared_tensors
 from gid_yolo.engine.classes import check_classes
 from gid_yolo.engine.clipping import clip_features, clips_apart
 from gid_yolo.engine.config import BEFORE, DEFAULTS, check_keys, checked_args, compares_features, without_none
@@ -28,6 +28,7 @@ from gid_yolo.engine.figure4 import Figure4
 from gid_yolo.engine.gradients import GradientStatistics
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
 from gid_yolo.engine.named_data import check_class_count, check_named, check_program
+from gid_yolo.engine.place import check_place
 from gid_yolo.engine.provenance import digest_of_labels, write_provenance
 from gid_yolo.engine.safe_load import check_file, safely
 from gid_yolo.engine.schedule import override
@@ -69,6 +70,7 @@ class DistillationTrainer(WatchedTrainer):
 
     model: Any  # a name before setup_model, then the network
     _teacher: DetectionModel | None = None
+    _taken: tuple[int, int] = (0, 0)  # tensors of the checkpoint that the model begins with, and all of them
 
     def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = without_none(overrides or {})
@@ -85,7 +87,9 @@ class DistillationTrainer(WatchedTrainer):
         self.trust = overrides.get("trust") is True
         defaults = self.defaults_for(None if overrides.get("resume") else overrides.get("model"), self.trust)
         defaults = override(defaults, overrides)
-        checked_args(defaults, overrides)
+        merged = checked_args(defaults, overrides)
+        if RANK in {-1, 0} and not overrides.get("resume"):
+            check_place(merged)
         super().__init__(defaults, overrides, _callbacks)
         if RANK in {-1, 0} and not self.resume:  # its presence says that a run is finished
             (self.save_dir / "coco_metrics.json").unlink(missing_ok=True)
@@ -211,6 +215,12 @@ class DistillationTrainer(WatchedTrainer):
         self.model = self.get_model(cfg=cfg, weights=weights, verbose=RANK in {-1, 0})
         return ckpt
 
+    def _note_origin(self, weights: nn.Module, model: nn.Module) -> None:
+        """How much of a model comes from the weights that it begins with."""
+        self._taken = held, total = shared_tensors(weights, model)
+        if held < total / 2 and RANK in {-1, 0}:
+            LOGGER.warning(f"ONLY {held} OF {total} TENSORS COME FROM THE CHECKPOINT: it is of another model.")
+
     def _check_pretrained(self, weights: Any, cfg: Any) -> None:
         """Refuse weights that a model of `cfg` would take nothing of.
 
@@ -278,8 +288,9 @@ class DistillationTrainer(WatchedTrainer):
         """Where the student's first weights come from, in one line."""
         if self.resume:
             return f"resumed from {self.args.model}"
-        path = getattr(student, "pt_path", None)
-        return f"from the checkpoint {path}" if path else "random"
+        path, (held, total) = getattr(student, "pt_path", None), self._taken
+        part = "" if held == total else f"{held} of {total} tensors "
+        return f"{part}from the checkpoint {path}" if path else "random"
 
     def get_validator(self) -> GIDValidator:
         """The validator of the training loop and of the final evaluation."""

@@ -36,9 +36,10 @@ def told(trainer: WatchedTrainer) -> str:
 
 
 def factor_of(trainer: WatchedTrainer, iteration: int) -> float:
-    """How much the distillation terms weigh in an iteration of a run."""
+    """How much the distillation terms weigh in an iteration of a run; beyond its length as in its last."""
+    iterations = trainer.schedule.iterations  # with time= an estimate, which a run may pass
     return fading(
-        (iteration + 0.5) / trainer.schedule.iterations,  # the middle of the batch: a rise does not begin at 0
+        (min(iteration, iterations - 1) + 0.5) / iterations,  # the middle of the batch: a rise does not begin at 0
         until=trainer.own("distill_until") or 1.0,
         decay=trainer.own("distill_decay") or "constant",
         warmup=trainer.own("distill_warmup") or 0.0,

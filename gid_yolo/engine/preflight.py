@@ -73,10 +73,9 @@ def report(trainer: DistillationTrainer) -> None:
     model = unwrap_model(trainer.model)
     student = model.student_model if isinstance(model, TeacherStudentModel) else model
     rows = [("student", _describe(student)), ("student weights", trainer.initialised_from(student))]
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    freeze = trainer.args.freeze or []
-    frozen = freeze if isinstance(freeze, int) else len(freeze)  # YOLO's may be a number of layers
-    rows.append(("trained", f"{trainable / 1e6:.2f} M parameters, {frozen} parts frozen"))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in student.parameters() if not p.requires_grad)
+    rows.append(("trained", f"{trained / 1e6:.2f} M parameters; {frozen / 1e6:.2f} M of the student's are frozen"))
     rows.append(("data", f"{trainer.args.data}, {student.nc} classes"))
     rows += [(f"{split} images", _counted(trainer, split)) for split in ("train", "val")]
     if isinstance(model, TeacherStudentModel):

@@ -18,6 +18,8 @@ from gid_yolo.errors import UserError
 # Where the user gives the first, the second of the defaults, a recipe or a model's yaml is void: another way to say the
 # same, or a share of what is not known then
 _SAME = {"epochs": "iterations", "warmup_epochs": "warmup_iterations", "time": "distill_until"}
+# Shares of a run, with the values that ask for none
+_SHARES = {"distill_until": 1, "distill_decay": "constant", "distill_warmup": 0}
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,12 @@ def check_schedule(args: Mapping[str, Any]) -> None:
         raise UserError(f"lr_gamma={gamma} must be a number over 0 and at most 1.")
     if args.get("lr_steps") is not None:
         _check_steps(args)
-    if args.get("time") is not None and args.get("distill_until") not in (None, 1):
-        raise UserError(
-            f"time={args['time']} leaves the run's length open, of which distill_until={args['distill_until']} is a "
-            "share: leave one of them out."
-        )
+    for key, nothing in _SHARES.items() if args.get("time") is not None else ():
+        if args.get(key) not in (None, nothing):
+            raise UserError(
+                f"time={args['time']} leaves the run's length open, of which {key}={args[key]} is a share: leave one "
+                "of them out."
+            )
     if args.get("time") is not None and (iterations is not None or args.get("lr_steps")):
         key = "lr_steps" if iterations is None else "iterations"
         raise UserError(f"time={args['time']} leaves the run's length open and {key}= fixes it: leave one of them out.")

@@ -14,7 +14,7 @@ from ultralytics.utils import LOGGER, SETTINGS
 
 from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.engine.allocations import built_from
-from gid_yolo.engine.checkpoint import is_checkpoint, load_model
+from gid_yolo.engine.checkpoint import is_checkpoint, load_model, shared_tensors
 from gid_yolo.engine.classes import SharedClasses, check_classes, match_classes
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError, some
@@ -29,9 +29,8 @@ CARRIED = (
 def loaded_share(teacher: DetectionModel) -> tuple[int, int]:
     """How many of the tensors that the teacher's settings call for its checkpoint holds with the right shape."""
     with built_from(teacher, f"teacher={getattr(teacher, 'pt_path', '')}"):
-        fresh = type(teacher)(teacher.yaml, nc=len(teacher.names), verbose=False).state_dict()
-    held = teacher.state_dict()
-    return sum(key in held and held[key].shape == value.shape for key, value in fresh.items()), len(fresh)
+        fresh = type(teacher)(teacher.yaml, nc=len(teacher.names), verbose=False)
+    return shared_tensors(teacher, fresh)
 
 
 def share_classes(
@@ -81,8 +80,9 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
     Raises:
         UserError: Neither a file nor a known model.
     """
-    path = Path(teacher)
+    path, epochs = Path(teacher), args.get("teacher_epochs")
     if is_checkpoint(path):
+        _tell_idle(epochs, "the teacher is a file")
         found = load_model(path, "teacher", args.get("trust", False))[0].pt_path  # fail before anything is trained
         return Path(found).resolve()
     name = str(teacher)
@@ -90,13 +90,20 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
     local = Path(f"{name}.pt")
     if local.is_file():
         LOGGER.info(f"teacher={name}: found {local.resolve()}")
+        _tell_idle(epochs, "the teacher is there")
         load_model(local, "teacher", args.get("trust", False))
         return local.resolve()
     if found := find_finished_run(name, data, args.get("project")):
         ap = load_yaml(found.parents[1] / "coco_metrics.json").get("mAP")  # JSON is yaml
         LOGGER.info(f"teacher={name}: found a finished run on the same data (mAP {ap}), {found}")
+        _tell_idle(epochs, "the teacher is there, trained for as long as its run was")
         return found
     return train_teacher(name, data, args)
+
+
+def _tell_idle(epochs: Any, why: str) -> None:
+    if epochs is not None:
+        LOGGER.warning(f"teacher_epochs={epochs} does nothing: {why}.")
 
 
 def check_teacher_name(name: str) -> None:
@@ -154,7 +161,7 @@ def finished_runs(name: str, data: str | Path, project: str | Path | None = None
 def teacher_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """Those arguments of a student's run that a teacher trained for it takes over."""
     carried = {key: args[key] for key in CARRIED if args.get(key) is not None}
-    length = {"epochs": args.get("teacher_epochs") or args.get("epochs")}
+    length = {"epochs": args.get("epochs" if args.get("teacher_epochs") is None else "teacher_epochs")}
     if args.get("teacher_epochs") is None and args.get("iterations") is not None:
         length = {"iterations": args["iterations"]}
     return carried | {key: value for key, value in length.items() if value is not None}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.utils import LOGGER
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo.detectors.backbone import Backbone
@@ -17,7 +17,10 @@ from gid_yolo.engine.config import configured_model, model_defaults
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillation_trainer import DistillationTrainer
 from gid_yolo.engine.donor import donor_of
+from gid_yolo.engine.freezing import check_parts, parts_of
 from gid_yolo.errors import UserError
+
+_OF_YOLO = ("box", "cls", "dfl", "cls_pw")
 
 
 class GIDTrainer(DistillationTrainer):
@@ -28,6 +31,13 @@ class GIDTrainer(DistillationTrainer):
     """
 
     _given_freeze: list[str] | None = None  # of `freeze=`, without what the settings freeze
+
+    def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
+        given = overrides or {}
+        for key in () if given.get("resume") else _OF_YOLO:
+            if given.get(key, nothing := DEFAULT_CFG_DICT[key]) != nothing:
+                raise UserError(f"{key}= weighs a loss of YOLO's, which the detectors of gid-yolo do not have.")
+        super().__init__(cfg, overrides, _callbacks)
 
     @staticmethod
     def defaults_for(model: Any, trust: bool = False) -> dict[str, Any]:
@@ -53,7 +63,13 @@ class GIDTrainer(DistillationTrainer):
         load_backbone = weights is None and donor is None
         model = GIDDetectionModel(config, channels, classes, verbose, load_backbone=load_backbone)
         if weights is not None:
+            if self.args.backbone_weights is not None and not self.resume:
+                raise UserError(
+                    f"backbone_weights={self.args.backbone_weights} would be replaced by the weights of the checkpoint "
+                    "that the model begins with: leave one of them out."
+                )
             model.load(weights)
+            self._note_origin(weights, model)
             return model
         if donor is not None:
             self._begin_with(model, donor)
@@ -186,25 +202,16 @@ class _Decay:
 
 
 def _freeze_names(freeze: Any, student: GIDDetectionModel) -> list[str]:
-    """Names of parts from `freeze=`, which the command line passes as text.
+    """Names of parts from `freeze=`.
 
     Older checkpoints have those among them that the settings froze, of which fixed batch norms have no parameters.
 
     Raises:
         UserError: A number, which would count YOLO layers, a part that the model does not have, or all of them.
     """
-    if not freeze and freeze != 0:
-        return []
-    names = freeze.strip("[]").split(",") if isinstance(freeze, str) else freeze
-    names = [
-        n.strip(" '\"") if isinstance(n, str) else n for n in (names if isinstance(names, list | tuple) else [names])
-    ]
-    names = [name for name in names if name not in student.frozen_names]
+    names = [name for name in parts_of(freeze) if name not in student.frozen_names]
     for name in names:
         if not isinstance(name, str) or name.isdigit():
             raise UserError(f"freeze={freeze} counts YOLO layers: name parts, e.g. freeze=0.backbone.")
-        if not any(f"model.{name}." in key for key, _ in student.named_parameters()):
-            raise UserError(f"freeze={freeze}: there is no part '{name}'; e.g. 0.backbone, 0.neck, 0.head.")
-    if names and all(any(f"model.{n}." in key for n in names) for key, _ in student.named_parameters()):
-        raise UserError(f"freeze={freeze} leaves nothing to train: name fewer parts.")
+    check_parts(names, student, freeze, "0.backbone, 0.neck, 0.head")
     return names

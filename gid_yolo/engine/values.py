@@ -21,7 +21,8 @@ MAX_IMGSZ = 2**15  # 3 GiB an image
 
 # Smallest and largest value
 _WHOLE: dict[str, tuple[int, float]] = {
-    **dict.fromkeys(("gid_roi_size", "gid_adapt_kernel", "gid_top_k", "teacher_sample", "max_det"), (1, math.inf)),
+    **dict.fromkeys(("gid_roi_size", "gid_adapt_kernel", "gid_top_k", "max_det"), (1, math.inf)),
+    **dict.fromkeys(("teacher_sample", "teacher_epochs"), (1, math.inf)),
     **dict.fromkeys(("workers", "close_mosaic"), (0, math.inf)),
     "save_period": (-1, math.inf),
     "seed": (0, 2**32 - 1),  # NumPy's

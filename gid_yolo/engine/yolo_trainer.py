@@ -7,6 +7,7 @@ from typing import Any
 from gid_yolo.engine.allocations import built_from
 from gid_yolo.engine.config import yolo_defaults
 from gid_yolo.engine.distillation_trainer import DistillationTrainer
+from gid_yolo.engine.freezing import check_parts, parts_of
 from gid_yolo.errors import UserError
 
 # Arguments of our detectors' backbones and schedule, with the values that ask for nothing
@@ -33,6 +34,18 @@ class YOLOTrainer(DistillationTrainer):
                 raise UserError(f"{key}= is for the detectors of gid-yolo: a YOLO model defines that itself.")
         super().__init__(cfg, overrides, _callbacks)
 
+    def set_model_attributes(self) -> None:
+        """Check `freeze=`, besides what every trainer attaches: Ultralytics would freeze nothing by a text."""
+        freeze, layers = self.args.freeze, len(self.model.model)
+        if isinstance(freeze, int) and not isinstance(freeze, bool):  # the first ones
+            parts: list[Any] = list(range(freeze))
+        else:
+            self.args.freeze = (parts := parts_of(freeze)) or None
+        if wrong := [x for x in parts if isinstance(x, int) and not 0 <= x < layers]:
+            raise UserError(f"freeze={freeze} names layer {wrong[0]}, but the model has 0 to {layers - 1}.")
+        check_parts(parts, self.model, freeze, "freeze=10 for the first ten layers, freeze=[0,1], freeze=0.conv")
+        super().set_model_attributes()
+
     terms_in_half = ("box_loss", "cls_loss", "dfl_loss")  # Ultralytics' own
 
     @staticmethod
@@ -49,7 +62,9 @@ class YOLOTrainer(DistillationTrainer):
         if weights is None:
             return super().get_model(cfg, weights, verbose)
         with built_from(weights, f"model={self.args.model}"):
-            return super().get_model(cfg, weights, verbose)
+            model = super().get_model(cfg, weights, verbose)
+        self._note_origin(weights, model)
+        return model
 
     @staticmethod
     def family_of(cfg: Any) -> str:

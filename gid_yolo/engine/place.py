@@ -1,0 +1,43 @@
+"""Where a run is written: never over what it is made of, and over another run only where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ultralytics.cfg import get_save_dir
+
+from gid_yolo.errors import UserError
+
+_WEIGHTS = ("last.pt", "best.pt")
+_MADE_OF = ("teacher", "model", "pretrained", "backbone_weights")
+
+
+def check_place(args: Mapping[str, Any]) -> None:
+    """Refuse a new run that would write over weights that are still needed.
+
+    A run gets a folder of its own unless `save_dir=` or `exist_ok=True` names one that may be there already.
+
+    Args:
+        args: All arguments of the run.
+
+    Raises:
+        UserError: A file that the run begins with lies there, or another run that nobody gave up.
+    """
+    if not (args.get("save_dir") or args.get("exist_ok")):
+        return
+    weights = get_save_dir(SimpleNamespace(**args)) / "weights"
+    for key in _MADE_OF:
+        value = args.get(key)
+        if isinstance(value, str | Path) and Path(value).is_file() and Path(value).resolve().parent == weights:
+            raise UserError(
+                f"{key}={value} lies in the folder that this run would be written to, {weights.parent}, and would be "
+                "replaced: give name= or save_dir= another one."
+            )
+    if not args.get("exist_ok") and any((weights / name).is_file() for name in _WEIGHTS):
+        raise UserError(
+            f"save_dir={args['save_dir']} holds a run already: give another folder, or exist_ok=True to replace it, or "
+            f"go on with it by resume=True model={weights / _WEIGHTS[0]}."
+        )

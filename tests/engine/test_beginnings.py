@@ -1,0 +1,180 @@
+"""What a run begins with, where it is written, and what of it is trained."""
+
+import hashlib
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from engine_helpers import FAST
+from ultralytics.utils import LOGGER
+
+from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.config import DEFAULTS, yolo_defaults
+from gid_yolo.engine.fade import factor_of
+from gid_yolo.engine.idle import idle
+from gid_yolo.engine.place import check_place
+from gid_yolo.engine.schedule import check_schedule
+from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.engine.yolo_trainer import YOLOTrainer
+from gid_yolo.errors import UserError
+
+
+@pytest.fixture
+def told(monkeypatch) -> list[str]:
+    """What is logged."""
+    said: list[str] = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(LOGGER, level, lambda text="", *args, **kwargs: said.append(str(text)))
+    return said
+
+
+def settings(data: Path, folder: Path, **more) -> dict:
+    return {**FAST, "data": str(data), "save_dir": str(folder), "val": False, "iterations": 1, **more}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_run_writes_over_no_other_unless_it_is_told_to(data, tmp_path) -> None:
+    given = settings(data, tmp_path / "run", model="retina_nano")
+    GIDTrainer(overrides=given).train()
+    before = digests(tmp_path)
+    with pytest.raises(UserError, match=r"holds a run already: .* exist_ok=True .* resume=True model=.*last\.pt"):
+        GIDTrainer(overrides=given)
+    assert digests(tmp_path) == before
+    GIDTrainer(overrides={**given, "exist_ok": True, "seed": 3}).train()
+    assert digests(tmp_path)["best.pt"] != before["best.pt"]
+
+
+@pytest.mark.parametrize("key", ["teacher", "model", "pretrained", "backbone_weights"])
+def test_a_run_writes_over_nothing_that_it_begins_with(tmp_path, monkeypatch, key) -> None:
+    weights = tmp_path / "runs" / "one" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "best.pt").write_bytes(b"weights")
+    place = {"project": str(tmp_path / "runs"), "name": "one", "exist_ok": True, "task": "detect", "mode": "train"}
+    monkeypatch.chdir(weights)
+    with pytest.raises(UserError, match=rf"{key}=best\.pt lies in the folder .*runs/one, and would be replaced"):
+        check_place({**place, key: "best.pt"})
+    check_place({**place, "name": "two", key: "best.pt"})
+    check_place({**place, "exist_ok": False, key: "best.pt"})  # which gets the folder one-2
+    check_place({**place, key: "retina_nano"})  # the name of a model
+
+
+def frozen(trainer) -> set[str]:
+    """Layers of a YOLO without a parameter that is trained, the one that Ultralytics always freezes left out."""
+    layers: dict[str, bool] = {}
+    for name, parameter in trainer.model.named_parameters():
+        layer = name.split(".")[1]
+        layers[layer] = layers.get(layer, False) or parameter.requires_grad
+    return {layer for layer, trained in layers.items() if not trained}
+
+
+@pytest.mark.parametrize(
+    ("freeze", "layers"),
+    [
+        (2, {"0", "1"}),
+        ([0, 3], {"0", "3"}),
+        ("0.conv", set()),
+        ("[1]", {"1"}),
+        ("2", {"2"}),
+        ([11], set()),
+        (None, set()),
+    ],
+)
+def test_what_of_a_yolo_is_frozen(data, tmp_path, told, freeze, layers) -> None:
+    trainer = YOLOTrainer(overrides=settings(data, tmp_path / "run", model="yolo11n.yaml", freeze=freeze))
+    trainer.train()
+    assert frozen(trainer) == layers
+    parameters = dict(trainer.model.named_parameters())
+    assert parameters["model.0.conv.weight"].requires_grad == (freeze not in (2, [0, 3], "0.conv"))
+    count = sum(p.numel() for p in parameters.values() if not p.requires_grad)
+    assert any(f"; {count / 1e6:.2f} M of the student's are frozen" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "says"),
+    [
+        ("model.0", r"freeze=model\.0: there is no part 'model\.0'; e\.g\. freeze=10"),
+        ("0.backbone", r"there is no part '0\.backbone'"),
+        (True, "there is no part 'True'"),
+        (100, "freeze=100 names layer 24, but the model has 0 to 23"),
+        ([3, 99], "names layer 99"),
+        ([-1], "names layer -1"),
+        (24, "freeze=24 leaves nothing to train"),
+    ],
+)
+def test_what_a_yolo_does_not_have_is_not_frozen(data, tmp_path, freeze, says) -> None:
+    with pytest.raises(UserError, match=says):
+        YOLOTrainer(overrides=settings(data, tmp_path / "run", model="yolo11n.yaml", freeze=freeze)).train()
+
+
+@pytest.mark.parametrize("key", ["box", "cls", "dfl", "cls_pw"])
+def test_our_detectors_have_no_weights_of_yolos_losses(data, tmp_path, key) -> None:
+    given = settings(data, tmp_path / "run", model="retina_nano")
+    with pytest.raises(UserError, match=f"{key}= weighs a loss of YOLO's, which the detectors of gid-yolo do not have"):
+        GIDTrainer(overrides={**given, key: 0.25})
+    GIDTrainer(overrides={**given, key: DEFAULTS[key]})  # as an args.yaml says it
+
+
+@pytest.mark.parametrize("case", ["all of it", "of another backbone", "of another model"])
+def test_how_much_comes_from_a_checkpoint_is_said(data, teacher, tmp_path, told, case) -> None:
+    given = {"model": str(teacher)}
+    if case == "of another backbone":
+        given["backbone"] = "resnet10t"
+    elif case == "of another model":
+        given = {"model": "retina_small", "pretrained": str(teacher)}
+    with pytest.raises(UserError, match="backbone_weights=False would be replaced by the weights of the checkpoint"):
+        GIDTrainer(overrides=settings(data, tmp_path / "a", **given, backbone_weights=False)).train()
+    trainer = GIDTrainer(overrides=settings(data, tmp_path / "b", **given))
+    trainer.train()
+    held, total = map(int, re.search(r"Transferred (\d+)/(\d+) items", "\n".join(told)).groups())
+    assert (held < total) == (case != "all of it")
+    part = f"{held} of {total} tensors " if held < total else ""
+    assert load_model(trainer.last)[0].record["initialised_from"] == f"{part}from the checkpoint {teacher}"
+    assert any(f"ONLY {held} OF {total} TENSORS" in line for line in told) == (held < total / 2)
+
+
+def test_a_run_that_passes_its_estimated_length_keeps_its_teacher() -> None:
+    def weight(iteration: int, **args) -> float:
+        run = SimpleNamespace(schedule=SimpleNamespace(iterations=8), own=lambda key: args.get(key))
+        return factor_of(run, iteration)
+
+    assert [weight(i) for i in (0, 7, 8, 30)] == [1, 1, 1, 1]
+    assert weight(30, distill_until=0.5) == 0
+    assert (
+        weight(8, distill_decay="linear") == weight(7, distill_decay="linear") == pytest.approx(1 / 16)
+    )  # 1 - 7.5 / 8
+
+
+@pytest.mark.parametrize("share", [{"distill_until": 0.5}, {"distill_decay": "linear"}, {"distill_warmup": 0.1}])
+def test_a_share_of_an_unknown_length_is_refused(share) -> None:
+    key, value = next(iter(share.items()))
+    with pytest.raises(UserError, match=f"time=1 leaves the run's length open, of which {key}={value} is a share"):
+        check_schedule({"time": 1, **share})
+    check_schedule({"time": 1, "distill_until": 1, "distill_decay": "constant", "distill_warmup": 0})
+    check_schedule(share)
+
+
+@pytest.mark.parametrize(
+    ("args", "reasons"),
+    [
+        ({"gid_top_k": 3, "epochs": 3}, {"gid_top_k": "without a teacher"}),
+        ({"distill_until": 0.3, "model": "a"}, {"distill_until": "without a teacher"}),
+        ({"teacher_sample": 7}, {"teacher_sample": "without a teacher"}),
+        ({"teacher": "t.pt", "distill": "none", "gid_top_k": 3}, {"gid_top_k": "under distill=none"}),
+        ({"teacher": "t.pt", "distill": "fitnet", "gid_top_k": 3}, {"gid_top_k": "without distill=gid"}),
+        ({"teacher": "t.pt", "distill": "fitnet", "fitnet_weight": 3}, {}),
+        ({"teacher": "t.pt", "fine_grained_weight": 3}, {"fine_grained_weight": "without distill=fine_grained"}),
+        ({"teacher": "t.pt", "gid_reduction": "sum", "gid_relation": 0}, {"gid_reduction": "without gid_relation"}),
+        ({"teacher": "t.pt", "gid_beta": 2, "gid_response": 0}, {"gid_beta": "without gid_response and gid_cross"}),
+        ({"teacher": "t.pt", "gid_beta": 2, "gid_response": 0, "gid_cross": 1}, {}),
+        ({"teacher": "t.pt", "gid_types": "gt", "gid_iou": 0.1}, {"gid_iou": "under gid_types=gt"}),
+        ({"teacher": "t.pt", "gid_top_k": 3, "distill_until": 0.3, "teacher_sample": 7, "gid_roi_size": 5}, {}),
+        ({"gid_top_k": 10, "epochs": 3}, {}),  # the default asks for nothing
+    ],
+)  # fmt: skip
+def test_arguments_that_do_nothing_are_said(args, reasons) -> None:
+    assert idle(args, {**DEFAULTS, **args}, DEFAULTS) == reasons
+    assert idle(yolo_defaults(), yolo_defaults(), yolo_defaults()) == {}
