@@ -1,6 +1,8 @@
-"""Tables and curves of `benchmarks/results/accuracy.jsonl`: what distillation gains at an equal budget, how long.
+r"""Tables and curves of `benchmarks/results/accuracy.jsonl`: what distillation gains at an equal budget, how long.
 
-    python benchmarks/accuracy/report.py --split test --plot docs/accuracy.png
+    python benchmarks/accuracy/report.py --split test
+    python benchmarks/accuracy/report.py --data synthetic-v1 --models "retina_nano under teacher_retina" --epochs 240 \
+        --rows plain "paper, until half" --curves docs/accuracy.png
 
 For each data set and pair of models: mAP of every row at every schedule, mean ± standard deviation over seeds, and its
 gain over the plain student of the same schedule, paired by seed, with the 95 % interval. A row is a method with all of
@@ -13,7 +15,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -146,6 +148,11 @@ def plot_curves(lines: Sequence[Line], rows: Sequence[str], path: Path) -> None:
     draw({"models": curves}, path, {"models": teachers[0]} if teachers else None)
 
 
+def titles(groups: Iterable[tuple[str, str]]) -> str:
+    """Of pairs of data and models."""
+    return ", ".join(f"'{data}' '{models}'" for data, models in groups)
+
+
 def main() -> None:
     """Print, and draw where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,7 +160,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--plot", type=Path, default=None, help="of --data and --models")
     parser.add_argument("--curves", type=Path, default=None, help="likewise, as the runs trained")
-    parser.add_argument("--rows", nargs="+", default=["plain", "GID", "FitNet"], help="that are drawn")
+    parser.add_argument("--rows", nargs="+", default=["plain", "paper, until half"], help="that are drawn")
     parser.add_argument("--data", default=None, help="only this one")
     parser.add_argument("--models", default=None, help="only these, as the titles name them")
     parser.add_argument("--epochs", type=int, nargs="+", default=None, help="only these schedules")
@@ -168,15 +175,17 @@ def main() -> None:
     groups = {key: lines for key, lines in groups.items() if any(x["kind"] != "teacher" for x in lines)}
     if not groups:
         sys.exit(f"{options.results} has no student of these --data, --models and --epochs.")
+    if (options.plot or options.curves) and len(groups) > 1:
+        sys.exit(f"a picture is of one pair of models on one data set: give --data and --models, of {titles(groups)}.")
     for (data, models), lines in groups.items():
         if options.pulls:
             print(f"\n{data}, {models}, medians over each run\n\n{pulls(lines)}")
             continue
         print(f"\n{data}, {models}, mAP on {options.split}\n\n{table(lines, options.split)}")
         print(f"\nAt equal time\n\n{at_equal_time(lines, options.split)}")
-        if options.plot and len(groups) == 1:
+        if options.plot:
             plot(lines, options.rows, options.split, options.plot)
-        if options.curves and len(groups) == 1:
+        if options.curves:
             plot_curves(lines, options.rows, options.curves)
 
 

@@ -173,6 +173,22 @@ def test_the_report_of_some_schedules_alone(scripts, tmp_path, monkeypatch, caps
         report.main()
 
 
+def test_a_picture_of_several_pairs_is_refused(scripts, tmp_path, monkeypatch, capsys) -> None:
+    _, report = scripts
+    line = {"models": "s under t", "row": "plain", "kind": "plain", "seed": 0, "epochs": 4, "val": {"mAP": 10.0}}
+    line |= {"test": {"mAP": 9.0}, "seconds": 60.0, "curve": [[1, 30.0, 5.0], [2, 60.0, 10.0]]}
+    file, picture = tmp_path / "lines.jsonl", tmp_path / "curves.png"
+    file.write_text("".join(json.dumps({**line, "data": data}) + "\n" for data in ("a.yaml", "b.yaml")))
+    words = ["report.py", "--results", str(file), "--rows", "plain", "--curves", str(picture)]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match=r"give --data and --models, of 'a\.yaml' 's under t', 'b\.yaml' 's under t'"):
+        report.main()
+    assert not picture.exists()
+    monkeypatch.setattr("sys.argv", [*words, "--data", "a.yaml"])
+    report.main()
+    assert picture.stat().st_size > 1000
+
+
 def test_ultralytics_runs_are_told_apart_by_all_they_are_trained_by(scripts, tmp_path) -> None:
     train, _ = scripts
     teachers = [tmp_path / "a.pt", tmp_path / "b.pt"]
