@@ -41,7 +41,8 @@ def row(path: Path, data: str, imgsz: int, split: str, folder: Path) -> list[str
     cells = [copy.parent.name, f"{whole:.2f}"]
     for kind in KINDS.values():
         # Exporting changes the model: each file is of a fresh one
-        file = GID(copy).export(**{"imgsz": imgsz, "batch": 1, "data": data, **kind})
+        images = {"data": data} if kind.get("quantize") == 8 else {}
+        file = GID(copy).export(**{"imgsz": imgsz, "batch": 1, **images, **kind})
         found = 100 * YOLO(file, task="detect").val(**common, **limits).box.map
         cells.append(f"{round(found - whole, 2) + 0.0:+.2f}")  # + 0.0 takes the sign of -0
     return cells

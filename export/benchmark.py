@@ -18,6 +18,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info
 
 from gid_yolo._version import __version__
+from gid_yolo.engine.values import check_texts
 from gid_yolo.errors import UserError
 from gid_yolo.export.arguments import check_counts, check_drop, precisions, providers, refuse, several
 from gid_yolo.export.arguments import others as other_files
@@ -100,7 +101,9 @@ def benchmark(
         UserError: Arguments, checkpoints or data that cannot be compared.
     """
     refuse(unknown, [p.name for p in inspect.signature(benchmark).parameters.values() if p.kind is not p.VAR_KEYWORD])
-    for key, value in (("unequal", unequal), ("trust", trust)):
+    texts = {"baseline": baseline, "teacher": teacher, "data": data, "project": project, "name": name}
+    check_texts(texts, ("baseline",))
+    for key, value in (("unequal", unequal), ("trust", trust), ("exist_ok", exist_ok)):
         if not isinstance(value, bool):
             raise UserError(f"{key}={value} must be True or False.")
     counts = {"runs": runs, "rounds": rounds, "threads": threads, "parity_images": parity_images}

@@ -17,6 +17,8 @@ from gid_yolo.errors import UserError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
 _CLOSED |= {errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+# Parameters of the methods behind the commands, which take what no word can be: an object, or a loop to yield to
+_IN_PYTHON = ("self", "trainer", "validator", "predictor", "stream")
 MODES = ("train", "val", "predict", "export", "benchmark", "visualize", "study")
 
 HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
@@ -35,7 +37,17 @@ data; trust=True opens those that could run code.
 Studies: {", ".join(study_names())} (does it help on my data?), or a yaml of your own.
 Models: {", ".join(model_names())}; or a yaml of your own, with backbone=<any timm name>.
 Recipes: {", ".join(recipe_names())}; or a yaml of your own.
-Arguments are Ultralytics' (https://docs.ultralytics.com/usage/cfg) and these:
+gid-benchmark has arguments of its own, with these defaults:
+  split=val imgsz=...          part of the data, and size of the images (the one that model= was trained with)
+  precision=fp32 batch=1       also fp32,fp16,int8 and [1,8]: one file for each
+  provider=cpu device=cpu      one of both: cpu, cuda, cuda:1, tensorrt, openvino, ..., or some: cpu,openvino
+  others=...                   more files to measure, .pt and .onnx, e.g. a.onnx,b.pt
+  warmup=10 runs=50 rounds=5   untimed runs, then timed runs in each of so many turns
+  threads=1 parity_images=20   of onnxruntime's operators; images on which ONNX must equal PyTorch
+  max_ap_drop=1.0              points of mAP that fp16 and int8 may lose
+  unequal=False                compare models that were trained unequally
+  project=... name=... exist_ok=False
+Arguments of the others are Ultralytics' (https://docs.ultralytics.com/usage/cfg) and these:
 """
 
 
@@ -73,6 +85,8 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
     Raises:
         UserError: What the arguments ask for cannot be done.
     """
+    if python := [word for word in _IN_PYTHON if word in arguments]:
+        raise UserError(f"{python[0]}= is not an argument of a command, but of GID in Python: leave it out.")
     if mode == "study":
         from gid_yolo.analysis.study import study
 
@@ -89,6 +103,8 @@ def run(mode: str, arguments: dict[str, Any]) -> Any:
             if model is None:
                 raise UserError("resume=True needs the run to go on with: add model=runs/.../weights/last.pt.")
             arguments["resume"] = str(model)
+        elif model is not None and Path(str(model)).resolve() != Path(str(arguments["resume"])).resolve():
+            raise UserError(f"resume={arguments['resume']} and model={model} name two runs to go on with: give one.")
         model = arguments["resume"]
         if Path(str(model)).is_dir():
             raise UserError(f"model={model} is a folder: give the weights/last.pt of the run.")
@@ -129,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if mode not in MODES:
             raise UserError(f"'{mode}' is not a mode: choose from {', '.join(MODES)}.")
-        run(mode, {**_named_study(mode, rest), **parse(rest)})
+        run(mode, _study_arguments(rest) if mode == "study" else parse(rest))
     except UserError as error:
         print(f"gid {mode}: {error}", file=sys.stderr)
         return 2
@@ -150,13 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _named_study(mode: str, words: list[str]) -> dict[str, str]:
-    """The first word of `gid-study`, taken off `words`, which says which study; nothing for other modes."""
-    if mode != "study":
-        return {}
+def _study_arguments(words: list[str]) -> dict[str, Any]:
+    """Those of `gid-study`, whose first word says which study."""
     if not words or "=" in words[0]:
         raise UserError(f"say which study, e.g. gid-study verdict: {', '.join(study_names())}, or a yaml of your own.")
-    return {"name": words.pop(0)}
+    parsed = parse(words[1:])
+    if "name" in parsed:  # the study's would be lost
+        raise UserError("name= is what gid-study sets for each run: leave it out.")
+    return {"name": words[0], **parsed}
 
 
 def _own_arguments() -> str:

@@ -26,6 +26,7 @@ from gid_yolo.engine.config import (
 )
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
+from gid_yolo.engine.modes import check_use
 from gid_yolo.engine.named_data import check_named
 from gid_yolo.engine.predictor import GIDPredictor
 from gid_yolo.engine.recipe import expand
@@ -159,6 +160,7 @@ class GID(Model):
         from gid_yolo.export.evaluate import read_data  # it resolves data with the function below
 
         check_values(kwargs)
+        check_use("val", kwargs)
         check_device(kwargs.get("device"))
         trained = isinstance(self.model, DetectionModel)
         data = kwargs.get("data") or self._named_data(self.trust)
@@ -182,6 +184,7 @@ class GID(Model):
         """Detect objects in images, folders or videos; `source` as Ultralytics takes it."""
         check_keys(kwargs)
         check_values(kwargs)
+        check_use("predict", kwargs)
         check_device(kwargs.get("device"))
         if isinstance(self.model, DetectionModel):
             check_classes(kwargs.get("classes"), self.model.names)
@@ -190,29 +193,30 @@ class GID(Model):
         return results if stream else list(results)
 
     def _results(self, source: Any, predictor: Any, **kwargs: Any) -> Iterator[Any]:
-        try:
-            with safely(self.trust):
-                results = super().predict(source, True, predictor, **kwargs)
-            while True:
-                with safely(self.trust):  # not while the caller has the result
-                    result = next(results, None)
-                if result is None:
-                    return
-                yield result
-        except FileNotFoundError as error:
-            raise UserError(f"source={source} cannot be read: {' '.join(str(error).split())}") from error
+        with safely(self.trust):
+            results = super().predict(source, True, predictor, **kwargs)
+        while True:
+            with safely(self.trust):  # not while the caller has the result
+                result = next(results, None)
+            if result is None:
+                return
+            yield result
 
     def export(self, **kwargs: Any) -> str:
         """Write an ONNX file beside the checkpoint and return its path, see `gid_yolo.export.to_onnx`."""
         self._check_is_pytorch_model()
         check_keys(kwargs)
         check_values(kwargs)
+        check_use("export", kwargs)
         check_device(kwargs.get("device"))
         from gid_yolo.export.to_onnx import export  # it resolves data with a function of this module
 
         known = {key: self.overrides[key] for key in ("imgsz", "data") if self.overrides.get(key) is not None}
-        if "data" not in kwargs and (kwargs.get("int8") or str(kwargs.get("quantize")) in {"8", "int8"}):
+        measured = kwargs.get("int8") or str(kwargs.get("quantize")).lower() in {"8", "int8"}  # on images
+        if measured and "data" not in kwargs:
             self._named_data(self.trust)
+        if kwargs.get("data") is not None and not measured:
+            raise UserError(f"data={kwargs['data']} holds the images of quantize=8: leave it out, or add that.")
         with safely(self.trust):
             return str(export(self.model, {"imgsz": 640, "batch": 1, **known, **kwargs}))
 
@@ -252,6 +256,14 @@ class GID(Model):
             UserError: Always: it trains by Ultralytics' command line, which opens files plainly.
         """
         raise UserError("tune() is not part of gid-yolo: train with the values that are to be compared, or gid-study.")
+
+    def _check_is_pytorch_model(self) -> None:
+        """Ultralytics' check, before what an exported file cannot do, in one sentence."""
+        if isinstance(self.model, str | Path):
+            raise UserError(
+                f"model={self.model_name} is an ONNX file, which gid-val and gid-predict take: give the checkpoint it "
+                "was made from."
+            )
 
     def _named_data(self, trust: Any) -> Any:
         """The data that the checkpoint names."""

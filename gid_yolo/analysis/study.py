@@ -18,7 +18,7 @@ from gid_yolo.analysis.study_table import Line, markdown, tabulate, verdict, wri
 from gid_yolo.engine.classes import check_classes
 from gid_yolo.engine.config import check_keys, without_none
 from gid_yolo.engine.recipe import read_recipe
-from gid_yolo.engine.values import check_values
+from gid_yolo.engine.values import check_texts, check_values
 from gid_yolo.errors import UserError, some
 from gid_yolo.export.evaluate import read_data
 from gid_yolo.model import check_device
@@ -67,11 +67,14 @@ def study(
     """
     file, numbers = read_study(name), seeds_of(seeds)
     common = _check_common(file, common)
+    if not isinstance(plan, bool):
+        raise UserError(f"plan={plan} must be True or False.")
     if data is None and common.get("recipe"):
         data = read_recipe(common["recipe"], "").get("data")
+    check_texts({"data": data, "project": project})
     data_path, contents = read_data(data, split, common.get("trust", False))
     common = _one_class(file, common, contents["names"])
-    root = Path(SETTINGS["runs_dir"]) / (project or "study")
+    root = Path(SETTINGS["runs_dir"]) / str(project or "study")
     where = data_path.resolve() if data_path.is_file() else data_path  # a name of Ultralytics' stays one
     planner = Planner(where, root.resolve() / "runs", common, numbers)
     groups, left_out = with_models(file, _pairs(model, teacher, common.get("trust", False)))

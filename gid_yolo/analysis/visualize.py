@@ -26,10 +26,11 @@ from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.config import DEFAULTS, check_keys
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.figure4 import figure, write_picture
+from gid_yolo.engine.modes import check_use
 from gid_yolo.engine.preflight import misalignment
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import freeze_teacher
-from gid_yolo.engine.values import check_values
+from gid_yolo.engine.values import check_texts, check_values
 from gid_yolo.errors import UserError
 from gid_yolo.ops.structures import Targets
 
@@ -56,7 +57,9 @@ def visualize(*, model: str | Path, teacher: str | Path, source: str | Path, **k
         UserError: Models or images that cannot be used.
     """
     check_keys(kwargs)
+    check_texts({"teacher": teacher, "source": source}, ("source",))
     check_values(kwargs)
+    check_use("visualize", kwargs)
     trust = kwargs.get("trust", False)
     student_model, teacher_model = load_model(model, trust=trust)[0], load_model(teacher, "teacher", trust)[0]
     args = get_cfg(DEFAULTS, {"imgsz": student_model.args.get("imgsz", 640), **kwargs, "mode": "visualize"})

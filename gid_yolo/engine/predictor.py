@@ -11,6 +11,7 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER
 
 from gid_yolo.engine.config import ultralytics_args
 from gid_yolo.engine.detection_model import limited
+from gid_yolo.errors import UserError
 
 
 class GIDPredictor(DetectionPredictor):
@@ -24,10 +25,19 @@ class GIDPredictor(DetectionPredictor):
         super().__init__(cfg, ultralytics_args(overrides or {}), _callbacks)
         self.unreadable: list[str] = []
         self.limits = contextlib.ExitStack()
+        self.source: Any = None
 
     def setup_source(self, source: Any, *args: Any, **kwargs: Any) -> None:
-        """Open the source and listen for images that fail to decode."""
-        super().setup_source(source, *args, **kwargs)
+        """Open the source and listen for images that fail to decode.
+
+        Raises:
+            UserError: It is not there, no camera or stream answers, or what would read it is not installed.
+        """
+        self.source = source
+        try:
+            super().setup_source(source, *args, **kwargs)
+        except (OSError, ImportError) as error:
+            raise _unread(source, error) from error
         if self.model.format == "pt":
             most = max(self.args.max_det, 300)  # Ultralytics': `classes=` chooses among them, the best max_det are left
             self.limits.enter_context(limited(self.model.model, conf=self.args.conf, iou=self.args.iou, max_det=most))
@@ -44,8 +54,21 @@ class GIDPredictor(DetectionPredictor):
         self.dataset._append_image = listen
 
     def stream_inference(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Yield results, then count the images that were skipped."""
-        with self.limits:
-            yield from super().stream_inference(*args, **kwargs)
+        """Yield results, then count the images that were skipped.
+
+        Raises:
+            UserError: A later file of the source is no video.
+        """
+        try:
+            with self.limits:
+                yield from super().stream_inference(*args, **kwargs)
+        except FileNotFoundError as error:
+            if error.errno is not None:  # the system's, of a place to write to; Ultralytics' own have none
+                raise
+            raise _unread(self.source, error) from error
         if self.unreadable:
             LOGGER.warning(f"{len(self.unreadable)} image(s) could not be read and were skipped: {self.unreadable}")
+
+
+def _unread(source: Any, error: Exception) -> UserError:
+    return UserError(f"source={source} cannot be read: {' '.join(str(error).split())[:300]}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,17 @@ _NAMES = ("project", "name")  # Ultralytics makes a text of a number
 _TEXTS = ("cfg", "recipe", "data", "teacher", "save_dir", "backbone")
 
 
-def check_texts(args: Mapping[str, Any]) -> None:
+def check_texts(args: Mapping[str, Any], also: Sequence[str] = ()) -> None:
     """Refuse what should name a file, a folder or a model, and is no text.
+
+    Args:
+        args: By name.
+        also: Names of further ones, which are texts in some modes.
 
     Raises:
         UserError: The first of them.
     """
-    for key in _TEXTS:
+    for key in (*_TEXTS, *also):
         value = args.get(key)
         if value is not None and not isinstance(value, str | Path):
             raise UserError(f"{key}={value} must be a text.")
@@ -118,6 +122,8 @@ def check_values(args: Mapping[str, Any], *, training: bool = False) -> None:
     batch = args.get("batch")
     if not (training and isinstance(batch, int | float) and (batch == -1 or 0 < batch < 1)):
         _check_number(args, "batch", 1, math.inf, whole=True)
+    if _is_number(momentum := args.get("momentum")) and momentum >= 1:
+        raise UserError(f"momentum={momentum} must be under 1: a step would keep all of those before it.")
     if (time := args.get("time")) is not None and not (_is_number(time) and time > 0):
         raise UserError(f"time={time} must be a number of hours over 0.")
     transforms = args.get("augmentations") or []

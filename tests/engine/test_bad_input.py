@@ -69,6 +69,7 @@ def test_a_word_that_is_no_argument(capsys):
         ("gid_top_k=0", "gid_top_k=0 must be a whole number of at least 1"),
         ("gid_top_k=2.5", "gid_top_k=2.5 must be a whole number"),
         ("gid_iou=abc", "gid_iou=abc must be a number"),
+        ("momentum=1.0", "momentum=1.0 must be under 1"),
         ("ema_decay=2", "ema_decay=2 must be a number from 0 to 1"),
         ("device=0", "device=0"),
         ("freeze=nosuch", "there is no part 'nosuch'"),

@@ -1,0 +1,39 @@
+"""Arguments that a mode has no use for: said, where it would do its work as if they had not been given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gid_yolo.engine.config import OWN_KEYS, without_none
+from gid_yolo.errors import UserError, some
+
+# This package's own arguments that a mode goes by. How a checkpoint is opened concerns every mode
+_OWN: dict[str, tuple[str, ...]] = {
+    "val": (),
+    "predict": (),
+    "export": ("winograd",),
+    "visualize": ("teacher", "gid_top_k", "gid_iou"),
+}
+# Ultralytics' that a mode would leave aside, which reads as if it did otherwise
+_IDLE: dict[str, tuple[str, ...]] = {
+    "export": ("project", "name", "classes", "split", "epochs"),
+    "visualize": ("data", "split", "classes", "conf", "iou", "max_det", "epochs"),
+}
+
+
+def check_use(mode: str, given: Mapping[str, Any]) -> None:
+    """Refuse what a mode has no use for.
+
+    Args:
+        mode: `val`, `predict`, `export` or `visualize`.
+        given: What the user asks for, not what a checkpoint was trained with.
+
+    Raises:
+        UserError: Which arguments, in the order in which they were given.
+    """
+    useless = (OWN_KEYS - {"trust"} - set(_OWN[mode])) | set(_IDLE.get(mode, ()))
+    found = [f"{key}={value}" for key, value in without_none(given).items() if key in useless and value is not None]
+    if found:
+        it, does = ("it", "does") if len(found) == 1 else ("them", "do")
+        raise UserError(f"{some(found)} {does} nothing in gid-{mode}: leave {it} out.")
