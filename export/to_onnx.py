@@ -30,6 +30,9 @@ from gid_yolo.export.winograd import to_winograd
 
 _QUANTIZE = {"none": "fp32", "32": "fp32", "fp32": "fp32", "16": "fp16", "fp16": "fp16", "8": "int8", "int8": "int8"}
 _FLAGS = ("nms", "dynamic", "simplify", "winograd", "half", "int8", "end2end", "agnostic_nms")
+# Before opset 11 no regions can be cropped, and maps are resized in another way than PyTorch's; before 12 whole numbers
+# cannot be limited, as the NMS does; before 13 INT8 has no range for each channel. PyTorch's exporter ends at 20
+OLDEST_OPSET, OLDEST_OF_NMS, OLDEST_OF_INT8, NEWEST_OPSET = 11, 12, 13, 20
 CALIBRATION_IMAGES = 128
 _TEMPORARY = re.compile(r"\.export-\w+[/\\]")
 _FAILURES = (ImportError, OSError, ValueError, RuntimeError, AssertionError, TypeError, KeyError, IndexError)
@@ -101,6 +104,7 @@ def _checked(arguments: Mapping[str, Any], model: DetectionModel) -> tuple[dict[
     if inside and args.get("agnostic_nms"):
         raise UserError("agnostic_nms=True is not supported with the NMS in the file: leave agnostic_nms= out.")
     precision = precision_of(args.get("quantize"))
+    _check_opset(args.get("opset"), precision, bool(args.get("nms")))
     if args.get("winograd") and (precision != "fp32" or args.get("dynamic")):
         raise UserError(
             "winograd=True is for FP32 files of a fixed size: leave quantize= and dynamic= out, or winograd=True."
@@ -112,6 +116,21 @@ def _checked(arguments: Mapping[str, Any], model: DetectionModel) -> tuple[dict[
             raise UserError(f"fraction={args['fraction']} chooses the images of quantize=8: leave it out, or add that.")
         args["fraction"] = _fraction(args["fraction"])
     return args, precision
+
+
+def _check_opset(opset: Any, precision: str, nms: bool) -> None:
+    """Refuse an opset that the file cannot be written in, which PyTorch says in hundreds of lines.
+
+    Raises:
+        UserError: Not a whole number, too old or too new.
+    """
+    oldest, files = OLDEST_OPSET, "a file"
+    if nms:
+        oldest, files = OLDEST_OF_NMS, "a file with the NMS"
+    if precision == "int8":
+        oldest, files = OLDEST_OF_INT8, "an INT8 file"
+    if opset is not None and (type(opset) is not int or not oldest <= opset <= NEWEST_OPSET):
+        raise UserError(f"opset={opset} must be a whole number from {oldest} to {NEWEST_OPSET} for {files}.")
 
 
 def _fraction(fraction: Any) -> float | int:

@@ -173,6 +173,9 @@ def test_a_failed_export_leaves_the_file_of_before(tmp_path, monkeypatch):
         ({"batch": True}, "batch=True must be a whole number of at least 1"),
         *(({key: "no"}, f"{key}=no must be True or False") for key in to_onnx._FLAGS),
         ({"nms": 1}, "nms=1 must be True or False"),
+        *(({"opset": x}, f"opset={x} must be a whole number from 11 to 20") for x in (5, 10, 21, 17.0, True, "x")),
+        ({"opset": 11, "nms": True}, "opset=11 must be a whole number from 12 to 20 for a file with the NMS"),
+        ({"opset": 12, "quantize": 8, "data": "x"}, "opset=12 must be a whole number from 13 to 20 for an INT8 file"),
         ({"fraction": 0.5}, "fraction=0.5 chooses the images of quantize=8"),
         ({"fraction": 2.5, "quantize": 8, "data": "none.yaml"}, "fraction=2.5"),
         ({"fraction": "half", "quantize": 8, "data": "none.yaml"}, "fraction=half"),
@@ -188,11 +191,31 @@ def test_what_cannot_work_is_refused(tmp_path, given, sentence):
 def test_what_cannot_work_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(to_onnx, "Calibration", None)
     monkeypatch.setattr(to_onnx, "GIDExporter", None)
-    for given in ({"batch": -1}, {"imgsz": 0}, {"nms": "off"}, {"fraction": -1}, {"agnostic_nms": True, "nms": True}):
+    single = ("batch", -1), ("imgsz", 0), ("nms", "off"), ("fraction", -1), ("opset", 5)
+    for given in (*({key: value} for key, value in single), {"agnostic_nms": True, "nms": True}):
         with pytest.raises(UserError):
             to_onnx.export(model(), {"imgsz": 64, "batch": 1, "quantize": 8, "data": "x", **given}, tmp_path / "a.onnx")
     with pytest.raises(UserError, match="agnostic_nms=True is not supported with the NMS in the file"):
         to_onnx.export(model("frcnn_nano"), {"imgsz": 64, "batch": 1, "agnostic_nms": True}, tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("opset", [to_onnx.OLDEST_OPSET, to_onnx.NEWEST_OPSET])
+def test_the_oldest_and_the_newest_opset_can_be_written(tmp_path, opset):
+    path = to_onnx.export(model("frcnn_nano"), {"imgsz": 64, "batch": 1, "opset": opset}, tmp_path / "a.onnx")
+    assert [x.version for x in onnx.load(path).opset_import if not x.domain] == [opset]
+
+
+@pytest.mark.parametrize(("oldest", "given"), [("OLDEST_OF_NMS", {"nms": True}), ("OLDEST_OF_INT8", {"quantize": 8})])
+def test_an_older_opset_gives_a_file_that_onnxruntime_does_not_open(tmp_path, monkeypatch, oldest, given):
+    given = {"imgsz": 64, "batch": 1, **given}
+    if "quantize" in given:
+        given["data"] = synthetic_dataset(tmp_path / "set", image_size=64, counts={"train": 1, "val": 1})
+    opset = getattr(to_onnx, oldest)
+    path = to_onnx.export(model(), {**given, "opset": opset}, tmp_path / "a.onnx")
+    assert [x.version for x in onnx.load(path).opset_import if not x.domain] == [opset]
+    monkeypatch.setattr(to_onnx, oldest, opset - 1)
+    with pytest.raises(UserError, match=r"is not an ONNX file that onnxruntime \S+ can open"):
+        to_onnx.export(model(), {**given, "opset": opset - 1}, tmp_path / "b.onnx")
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(None, 9), (1.0, 9), (1, 9), (0.5, 4), (0.01, 1), (5, 5), ([3, 1], 3)])
