@@ -122,7 +122,7 @@ def check_values(args: Mapping[str, Any], *, training: bool = False) -> None:
     batch = args.get("batch")
     if not (training and isinstance(batch, int | float) and (batch == -1 or 0 < batch < 1)):
         _check_number(args, "batch", 1, math.inf, whole=True)
-    if _is_number(momentum := args.get("momentum")) and momentum >= 1:
+    if (momentum := args.get("momentum")) is not None and _is_number(momentum) and momentum >= 1:
         raise UserError(f"momentum={momentum} must be under 1: a step would keep all of those before it.")
     if (time := args.get("time")) is not None and not (_is_number(time) and time > 0):
         raise UserError(f"time={time} must be a number of hours over 0.")
