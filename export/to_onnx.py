@@ -124,13 +124,13 @@ def _check_opset(opset: Any, precision: str, nms: bool) -> None:
     Raises:
         UserError: Not a whole number, too old or too new.
     """
-    oldest, files = OLDEST_OPSET, "a file"
+    oldest, file = OLDEST_OPSET, ""
     if nms:
-        oldest, files = OLDEST_OF_NMS, "a file with the NMS"
+        oldest, file = OLDEST_OF_NMS, " for a file with the NMS"
     if precision == "int8":
-        oldest, files = OLDEST_OF_INT8, "an INT8 file"
+        oldest, file = OLDEST_OF_INT8, " for an INT8 file"
     if opset is not None and (type(opset) is not int or not oldest <= opset <= NEWEST_OPSET):
-        raise UserError(f"opset={opset} must be a whole number from {oldest} to {NEWEST_OPSET} for {files}.")
+        raise UserError(f"opset={opset} must be a whole number from {oldest} to {NEWEST_OPSET}{file}.")
 
 
 def _fraction(fraction: Any) -> float | int:

@@ -26,7 +26,7 @@ from gid_yolo.engine.config import (
 )
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
-from gid_yolo.engine.modes import check_use
+from gid_yolo.engine.modes import check_use, with_defaults
 from gid_yolo.engine.named_data import check_named
 from gid_yolo.engine.predictor import GIDPredictor
 from gid_yolo.engine.recipe import expand
@@ -161,6 +161,7 @@ class GID(Model):
 
         check_values(kwargs)
         check_use("val", kwargs)
+        with_defaults(kwargs)
         check_device(kwargs.get("device"))
         trained = isinstance(self.model, DetectionModel)
         data = kwargs.get("data") or self._named_data(self.trust)
@@ -185,6 +186,7 @@ class GID(Model):
         check_keys(kwargs)
         check_values(kwargs)
         check_use("predict", kwargs)
+        with_defaults(kwargs)
         check_device(kwargs.get("device"))
         if isinstance(self.model, DetectionModel):
             check_classes(kwargs.get("classes"), self.model.names)

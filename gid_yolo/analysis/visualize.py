@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from ultralytics.cfg import get_cfg, get_save_dir
+from ultralytics.cfg import get_save_dir
 from ultralytics.data.augment import LetterBox
 from ultralytics.data.loaders import LoadImagesAndVideos
 from ultralytics.data.utils import img2label_paths
@@ -23,10 +23,10 @@ from gid_yolo.distill.gism import select_general_instances
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.types import TYPES, classify, count_types
 from gid_yolo.engine.checkpoint import load_model
-from gid_yolo.engine.config import DEFAULTS, check_keys
+from gid_yolo.engine.config import check_keys
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.figure4 import figure, write_picture
-from gid_yolo.engine.modes import check_use
+from gid_yolo.engine.modes import check_use, with_defaults
 from gid_yolo.engine.preflight import misalignment
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import freeze_teacher
@@ -62,7 +62,7 @@ def visualize(*, model: str | Path, teacher: str | Path, source: str | Path, **k
     check_use("visualize", kwargs)
     trust = kwargs.get("trust", False)
     student_model, teacher_model = load_model(model, trust=trust)[0], load_model(teacher, "teacher", trust)[0]
-    args = get_cfg(DEFAULTS, {"imgsz": student_model.args.get("imgsz", 640), **kwargs, "mode": "visualize"})
+    args = with_defaults({"imgsz": student_model.args.get("imgsz", 640), **kwargs, "mode": "visualize"})
     check_values(vars(args))
     folder = get_save_dir(args, name=args.name or "visualize")
     device = select_device(args.device, verbose=False)

@@ -1,11 +1,13 @@
-"""Arguments that a mode has no use for: said, where it would do its work as if they had not been given."""
+"""What a mode is given: an argument that it has no use for is said, and so is a value of another type."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from gid_yolo.engine.config import OWN_KEYS, without_none
+from ultralytics.cfg import get_cfg
+
+from gid_yolo.engine.config import DEFAULTS, OWN_KEYS, without_none
 from gid_yolo.errors import UserError, some
 
 # This package's own arguments that a mode goes by. How a checkpoint is opened concerns every mode
@@ -37,3 +39,15 @@ def check_use(mode: str, given: Mapping[str, Any]) -> None:
     if found:
         it, does = ("it", "does") if len(found) == 1 else ("them", "do")
         raise UserError(f"{some(found)} {does} nothing in gid-{mode}: leave {it} out.")
+
+
+def with_defaults(given: Mapping[str, Any]) -> Any:
+    """All arguments, as attributes, once Ultralytics has looked at their types.
+
+    Raises:
+        UserError: Its reason, in one sentence.
+    """
+    try:
+        return get_cfg(DEFAULTS, dict(given))
+    except (TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error

@@ -31,12 +31,12 @@ class GIDPredictor(DetectionPredictor):
         """Open the source and listen for images that fail to decode.
 
         Raises:
-            UserError: It is not there, no camera or stream answers, or what would read it is not installed.
+            UserError: It is none or not there, no camera or stream answers, or what would read it is not installed.
         """
         self.source = source
         try:
             super().setup_source(source, *args, **kwargs)
-        except (OSError, ImportError) as error:
+        except (OSError, ImportError, TypeError) as error:
             raise _unread(source, error) from error
         if self.model.format == "pt":
             most = max(self.args.max_det, 300)  # Ultralytics': `classes=` chooses among them, the best max_det are left

@@ -59,6 +59,10 @@ def test_python_streams_results(teacher, data):
 @pytest.mark.parametrize(
     ("mode", "word", "says"),
     [
+        ("val", "plots=maybe", "'plots' must be a bool (i.e. 'plots=True' or 'plots=False')"),
+        ("predict", "save=5", "'save' must be a bool"),
+        ("predict", "source=[1]", "source=[1] cannot be read: type int is not a supported"),
+        ("visualize", "exist_ok=no", "'exist_ok' must be a bool"),
         ("benchmark", "data=5", "data=5 must be a text"),
         ("benchmark", "baseline=5", "baseline=5 must be a text"),
         ("benchmark", "teacher=5", "teacher=5 must be a text"),
@@ -71,8 +75,9 @@ def test_python_streams_results(teacher, data):
     ],
 )
 def test_values_that_another_command_cannot_take(capsys, teacher, mode, word, says):
-    given = {"model": teacher, "teacher": teacher} if mode != "study" else {}
-    given |= {"source": "x.png"} if mode == "visualize" else {}
+    given = {"model": teacher} if mode != "study" else {}
+    given |= {"teacher": teacher} if mode in {"benchmark", "visualize"} else {}
+    given |= {"source": "x.png"} if mode in {"predict", "visualize"} else {}
     words = [f"{key}={value}" for key, value in given.items() if key != word.split("=")[0]]
     assert says in sentence(capsys, mode, *(["verdict"] if mode == "study" else []), *words, word)
 
