@@ -26,6 +26,8 @@ from gid_yolo.engine.config import (
 )
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
+from gid_yolo.engine.distillation import check_named_teacher
+from gid_yolo.engine.idle import tell_idle
 from gid_yolo.engine.modes import check_use, with_defaults
 from gid_yolo.engine.named_data import check_named
 from gid_yolo.engine.predictor import GIDPredictor
@@ -129,9 +131,8 @@ class GID(Model):
             UserError: Arguments or data that cannot work, said before anything is trained.
         """
         self._check_is_pytorch_model()
-        kwargs = {"trust": self.trust} | without_none(
-            expand(kwargs, "yolo" if is_yolo(self.model) else self.model.yaml["detector"])
-        )
+        family, given = "yolo" if is_yolo(self.model) else self.model.yaml["detector"], without_none(kwargs)
+        kwargs = {"trust": self.trust} | without_none(expand(kwargs, family))
         check_keys(kwargs)
         check_device(kwargs.get("device"))
         if kwargs.get("resume") is True and not kwargs.get("data"):
@@ -139,11 +140,13 @@ class GID(Model):
         if not kwargs.get("resume"):
             check_values(kwargs, training=True)
             check_weights(kwargs)  # before a teacher is trained
+            tell_idle(given, kwargs, yolo_defaults() if family == "yolo" else DEFAULTS)
+            check_named_teacher(kwargs, family)
+            if isinstance(kwargs.get("pretrained"), str | Path):  # which Ultralytics opens
+                load_model(kwargs["pretrained"], "pretrained", kwargs["trust"])
             kwargs["data"] = str(resolve_data(kwargs.get("data") or self._named_data(kwargs["trust"])))
             if kwargs.get("teacher") and kwargs.get("distill") != "none":
                 kwargs["teacher"] = str(resolve_teacher(kwargs["teacher"], kwargs["data"], kwargs))
-            if isinstance(kwargs.get("pretrained"), str | Path):  # which Ultralytics opens
-                load_model(kwargs["pretrained"], "pretrained", kwargs["trust"])
         with safely(kwargs["trust"]):
             return super().train(trainer, **kwargs)
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ultralytics.nn.tasks import DetectionModel
 
+from gid_yolo.cfg import model_names
+from gid_yolo.detectors.build import model_config
 from gid_yolo.distill import GIDLoss
 from gid_yolo.distill.gid import CROPS_OF_LEVELS
 from gid_yolo.distill.methods import Distillation, FineGrained, FitNet, Mimicking, parse_methods
 from gid_yolo.engine.config import BEFORE, DEFAULTS
 from gid_yolo.engine.distillable import Distillable, distillable, share_levels
-from gid_yolo.engine.preflight import check_alignment, misalignment
+from gid_yolo.engine.preflight import UNALIGNED, check_alignment, misalignment
 from gid_yolo.errors import UserError, some
 
 WITH_ANCHORS = ("retinanet", "faster_rcnn")
+NO_COMMON_ANCHORS = "distill=fine_grained needs the same anchors, but {reason}: use fitnet, or gid with gid_response=0."
 
 
 def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) -> Distillation:
@@ -26,7 +30,9 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
     methods = parse_methods(args.distill)
     views = distillable(student), distillable(teacher)
     own, theirs = share_levels(*views).channels(*views)
-    check_methods(methods, student, teacher)
+    check_families(methods, views[0].family, views[1].family, response=bool(args.gid_response))
+    if "fine_grained" in methods and (reason := misalignment(teacher, student)):
+        raise UserError(NO_COMMON_ANCHORS.format(reason=reason))
     gid = None
     if "gid" in methods:
         aligned = check_alignment(teacher, student, response=bool(args.gid_response))
@@ -83,26 +89,47 @@ def check_cross(weight: float, student: Distillable, teacher: Distillable) -> fl
     return weight
 
 
-def check_methods(methods: tuple[str, ...], student: DetectionModel, teacher: DetectionModel) -> None:
+def check_families(methods: tuple[str, ...], student: str, teacher: str, *, response: bool) -> None:
     """Refuse a method where its paper's definition does not apply (table 1 of GID leaves these cells empty).
 
+    Args:
+        methods: Of `distill=`.
+        student: Kind of detector.
+        teacher: Likewise.
+        response: Whether responses are to be compared.
+
     Raises:
-        UserError: Fine-grained imitation without anchors or with others than the teacher's, mimicking without
+        UserError: Responses or anchors of two kinds, fine-grained imitation without anchors, mimicking without
             proposals.
     """
-    families = distillable(student).family, distillable(teacher).family
-    if "mimicking" in methods and families != ("faster_rcnn", "faster_rcnn"):
+    reason = f"the teacher is a {teacher} and the student a {student}"
+    if "mimicking" in methods and (student, teacher) != ("faster_rcnn", "faster_rcnn"):
         raise UserError(
-            f"distill=mimicking compares features of proposals, but the student is a {families[0]} and the teacher a "
-            f"{families[1]}: it needs two of faster_rcnn; use gid or fitnet."
+            f"distill=mimicking compares features of proposals, but the student is a {student} and the teacher a "
+            f"{teacher}: it needs two of faster_rcnn; use gid or fitnet."
         )
-    if "fine_grained" not in methods:
-        return
-    if families[0] not in WITH_ANCHORS:
+    if "fine_grained" in methods and student not in WITH_ANCHORS:
         raise UserError(
-            f"distill=fine_grained finds its places by anchors, which a {families[0]} does not have: use gid or fitnet."
+            f"distill=fine_grained finds its places by anchors, which a {student} does not have: use gid or fitnet."
         )
-    if reason := misalignment(teacher, student):
-        raise UserError(
-            f"distill=fine_grained needs the same anchors, but {reason}: use fitnet, or gid with gid_response=0."
-        )
+    if student != teacher and "gid" in methods and response:
+        raise UserError(UNALIGNED.format(reason=reason))
+    if student != teacher and "fine_grained" in methods:
+        raise UserError(NO_COMMON_ANCHORS.format(reason=reason))
+
+
+def check_named_teacher(args: Mapping[str, Any], student: str) -> None:
+    """`check_families` of a teacher by name, before it is trained for a pair that will be refused.
+
+    Args:
+        args: Of the run, without defaults.
+        student: Kind of detector.
+
+    Raises:
+        UserError: See there.
+    """
+    name = args.get("teacher")
+    if name in model_names():
+        given = {**DEFAULTS, **args}
+        theirs = model_config(name)["detector"]
+        check_families(parse_methods(given["distill"]), student, theirs, response=bool(given["gid_response"]))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ultralytics.utils import LOGGER
+
 from gid_yolo.distill.methods import METHODS, parse_methods
 
-_DISTILLING = ("distill_", "gid_", "teacher_", "fitnet_", "fine_grained_", "mimicking_")
+_DISTILLING = ("distill", "gid_", "teacher_", "fitnet_", "fine_grained_", "mimicking_")
 _CROPS = ("gid_feature", "gid_relation")
 # Of GID, by the weights of which one has to be on
 _TERMS = {
@@ -34,7 +36,7 @@ def idle(given: Mapping[str, Any], args: Mapping[str, Any], defaults: Mapping[st
     methods = parse_methods(str(args.get("distill") or "none")) if args.get("teacher") else ()
     found = {}
     for key, value in given.items():
-        if not key.startswith(_DISTILLING) or value is None or value == defaults.get(key):
+        if not key.startswith(_DISTILLING) or value in (None, "none", defaults.get(key)):
             continue
         method = "gid" if key.startswith("gid_") else key.removesuffix("_weight")
         if not methods:
@@ -46,3 +48,10 @@ def idle(given: Mapping[str, Any], args: Mapping[str, Any], defaults: Mapping[st
         elif key in _SELECTION and args.get("gid_types") == "gt":
             found[key] = "under gid_types=gt"
     return found
+
+
+def tell_idle(given: Mapping[str, Any], args: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Warn of what was given and does nothing, see `idle`; `args` are without defaults."""
+    if found := idle(given, {**defaults, **args}, defaults):
+        words = ", ".join(f"{key}={given[key]} ({why})" for key, why in found.items())
+        LOGGER.warning(f"{words}: {'this does' if len(found) == 1 else 'these do'} nothing.")

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from gid_yolo.engine.distillation_trainer import DistillationTrainer
 
 
+UNALIGNED = (
+    "{reason}: their responses cannot be compared one to one; give both the same kind of detector and the same anchor "
+    "settings, or set gid_response=0 to distil features and relations, which need only boxes."
+)
 LEAD = 3.0  # mAP by which a teacher has to be ahead of its plain student to be worth it
 
 
@@ -57,10 +61,7 @@ def check_alignment(teacher: DetectionModel, student: DetectionModel, *, respons
     """
     reason = misalignment(teacher, student)
     if reason and response:
-        raise UserError(
-            f"{reason}: their responses cannot be compared one to one; give both the same kind of detector and the "
-            "same anchor settings, or set gid_response=0 to distil features and relations, which need only boxes."
-        )
+        raise UserError(UNALIGNED.format(reason=reason))
     return reason is None
 
 

@@ -9,8 +9,10 @@ import pytest
 from engine_helpers import FAST
 from ultralytics.utils import LOGGER
 
+from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.config import DEFAULTS, yolo_defaults
+from gid_yolo.engine.distillation import check_named_teacher
 from gid_yolo.engine.fade import factor_of
 from gid_yolo.engine.idle import idle
 from gid_yolo.engine.place import check_place
@@ -162,7 +164,8 @@ def test_a_share_of_an_unknown_length_is_refused(share) -> None:
     [
         ({"gid_top_k": 3, "epochs": 3}, {"gid_top_k": "without a teacher"}),
         ({"distill_until": 0.3, "model": "a"}, {"distill_until": "without a teacher"}),
-        ({"teacher_sample": 7}, {"teacher_sample": "without a teacher"}),
+        ({"teacher_sample": 7, "distill": "fitnet"}, dict.fromkeys(("teacher_sample", "distill"), "without a teacher")),
+        ({"distill": "none"}, {}),
         ({"teacher": "t.pt", "distill": "none", "gid_top_k": 3}, {"gid_top_k": "under distill=none"}),
         ({"teacher": "t.pt", "distill": "fitnet", "gid_top_k": 3}, {"gid_top_k": "without distill=gid"}),
         ({"teacher": "t.pt", "distill": "fitnet", "fitnet_weight": 3}, {}),
@@ -178,3 +181,35 @@ def test_a_share_of_an_unknown_length_is_refused(share) -> None:
 def test_arguments_that_do_nothing_are_said(args, reasons) -> None:
     assert idle(args, {**DEFAULTS, **args}, DEFAULTS) == reasons
     assert idle(yolo_defaults(), yolo_defaults(), yolo_defaults()) == {}
+
+
+@pytest.mark.parametrize(
+    ("student", "args", "says"),
+    [
+        ("fcos", {}, "the teacher is a retinanet and the student a fcos: their responses cannot be compared"),
+        ("yolo", {"distill": "gid+fitnet"}, "the teacher is a retinanet and the student a yolo: their responses"),
+        ("fcos", {"distill": "fine_grained"}, "anchors, which a fcos does not have"),
+        ("faster_rcnn", {"distill": "fine_grained"}, "needs the same anchors, but the teacher is a retinanet and"),
+        (
+            "retinanet",
+            {"distill": "mimicking"},
+            "of proposals, but the student is a retinanet and the teacher",
+        ),
+    ],
+)
+def test_a_pair_that_cannot_be_is_refused_before_its_teacher_is_trained(student, args, says) -> None:
+    given = {"teacher": "retina_small", **args}
+    with pytest.raises(UserError, match=says):
+        check_named_teacher(given, student)
+    check_named_teacher({**given, "distill": "fitnet"}, student)  # compares whole maps, of any two
+    check_named_teacher({**given, "distill": "gid", "gid_response": 0}, student)
+    check_named_teacher({**given, "teacher": "some.pt"}, student)  # which is looked at when it is there
+
+
+def test_it_is_said_and_refused_by_the_commands(data, tmp_path, capsys, told, monkeypatch) -> None:
+    monkeypatch.setattr("gid_yolo.engine.teacher.train_teacher", lambda *_: pytest.fail("a teacher is trained"))
+    words = [f"{key}={value}" for key, value in settings(data, tmp_path / "run").items()]
+    assert main(["train", "model=retina_nano", "teacher=fcos_nano", *words]) == 2
+    assert "their responses cannot be compared one to one" in capsys.readouterr().err
+    assert main(["train", "model=retina_nano", "gid_top_k=3", *words]) == 0
+    assert any(line.startswith("gid_top_k=3 (without a teacher), ") and line.endswith("do nothing.") for line in told)
