@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from gid_yolo.engine.checkpoint import fingerprint, record_of
+from gid_yolo.engine.origin import origin_alone
 
 # What decides a comparison: the first must be known of both, the others are compared where they are
 _NEEDED = ("data", "fraction", "epochs", "imgsz", "initialised_from")
@@ -40,6 +41,7 @@ def training_of(network: nn.Module, checkpoint: Mapping[str, Any]) -> dict[str, 
     return {
         **{key: arguments[key] for key in _WHERE_KNOWN if key in arguments},
         **record,
+        **({"initialised_from": origin_alone(str(record["initialised_from"]))} if "initialised_from" in record else {}),
         "network": f"{parameters} parameters ({hashlib.sha256(repr(shapes).encode()).hexdigest()[:8]})",
         "weights": fingerprint(network),
         **({"epochs_done": len(done)} if isinstance(done, list) and done else {}),

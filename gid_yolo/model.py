@@ -30,9 +30,11 @@ from gid_yolo.engine.distillation import check_named_teacher
 from gid_yolo.engine.idle import tell_idle
 from gid_yolo.engine.modes import check_use, with_defaults
 from gid_yolo.engine.named_data import check_named
+from gid_yolo.engine.place import check_place
 from gid_yolo.engine.predictor import GIDPredictor
 from gid_yolo.engine.recipe import expand
 from gid_yolo.engine.safe_load import safely
+from gid_yolo.engine.schedule import override
 from gid_yolo.engine.teacher import resolve_teacher
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.validator import GIDValidator
@@ -139,16 +141,26 @@ class GID(Model):
             self._named_data(kwargs["trust"])
         if not kwargs.get("resume"):
             check_values(kwargs, training=True)
-            check_weights(kwargs)  # before a teacher is trained
-            tell_idle(given, kwargs, yolo_defaults() if family == "yolo" else DEFAULTS)
-            check_named_teacher(kwargs, family)
-            if isinstance(kwargs.get("pretrained"), str | Path):  # which Ultralytics opens
-                load_model(kwargs["pretrained"], "pretrained", kwargs["trust"])
+            check_weights(kwargs)
+            self._check_start(given, kwargs, family)  # before a teacher is trained
             kwargs["data"] = str(resolve_data(kwargs.get("data") or self._named_data(kwargs["trust"])))
             if kwargs.get("teacher") and kwargs.get("distill") != "none":
                 kwargs["teacher"] = str(resolve_teacher(kwargs["teacher"], kwargs["data"], kwargs))
         with safely(kwargs["trust"]):
             return super().train(trainer, **kwargs)
+
+    def _check_start(self, given: dict[str, Any], args: dict[str, Any], family: str) -> None:
+        """Check what needs neither data nor teacher."""
+        trainer = self.task_map["detect"]["trainer"]
+        defaults = trainer.defaults_for(self.overrides["model"], args["trust"])
+        args = {**args, "model": self.overrides["model"], "task": "detect", "mode": "train"}
+        trainer.check_given(args)
+        merged = override(defaults, args)
+        check_place(merged)
+        check_named_teacher(merged, family)
+        tell_idle(given, merged, defaults)
+        if isinstance(args.get("pretrained"), str | Path):  # which Ultralytics opens
+            load_model(args["pretrained"], "pretrained", args["trust"])
 
     def val(self, validator: Any = None, **kwargs: Any) -> Any:
         """Validate: Ultralytics' metrics, and the paper's ten columns as a row and as `coco_metrics.json`.

@@ -16,12 +16,20 @@ from gid_yolo.analysis.study_file import LONGER, Group, StudyFile, Template
 from gid_yolo.detectors.build import model_config
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_model
-from gid_yolo.engine.config import DEFAULTS, checked_args, model_defaults, without_none, yolo_defaults
+from gid_yolo.engine.config import (
+    DEFAULTS,
+    checked_args,
+    compares_features,
+    model_defaults,
+    without_none,
+    yolo_defaults,
+)
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.recipe import expand
 from gid_yolo.engine.schedule import override, stretched
 from gid_yolo.engine.teacher import check_teacher_name, find_finished_run, teacher_args
-from gid_yolo.engine.trainer import with_anchors_of
+from gid_yolo.engine.trainer import GIDTrainer, with_anchors_of
+from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError
 from gid_yolo.model import yolo_config
 
@@ -33,11 +41,7 @@ WITH_P7 = ("retinanet", "fcos")
 OF_WEIGHTS = ("backbone_weights", "pretrained")  # files that are told apart by what they hold
 OF_EVALUATION = ("imgsz", "classes", "single_cls", "batch", "conf", "iou", "max_det", "half")
 # Settings of GID by the terms that they are about, without which the trainer refuses them
-ABOUT = {
-    "gid_level": ("gid_feature", "gid_relation"),
-    "gid_weighting": ("gid_feature",),
-    "distill_clip": ("gid_feature", "gid_relation", "gid_cross"),
-}
+ABOUT = {"gid_level": ("gid_feature", "gid_relation"), "gid_weighting": ("gid_feature",)}
 UNTRAINED = frozenset(  # they do not change what is learnt
     {"device", "workers", "cache", "plots", "verbose", "save", "save_period", "gid_visualize_every", "gradients"}
     | {"teacher_min_ap", "teacher_sample", "teacher_epochs", "trust"}
@@ -144,7 +148,10 @@ class Planner:
             given = self.common if row.kind == "plain" else self._longer(student, row.times)
             runs = {seed: self._run(student, {**given, "seed": seed}) for seed in self.seeds}
         else:
-            idle = {key for key, terms in ABOUT.items() if _off(terms, row.args, self.common)} - set(row.args)
+            idle = {key for key, terms in ABOUT.items() if _off(terms, row.args, self.common)}
+            if _compares_none(row.args, self.common):
+                idle.add("distill_clip")
+            idle -= set(row.args)
             common = {key: value for key, value in self.common.items() if key not in idle}
             args = {**common, **row.args, "teacher": str(teacher)}
             runs = {seed: self._run(student, {**args, "seed": seed}, needs, identity) for seed in self.seeds}
@@ -156,6 +163,7 @@ class Planner:
         if "teacher" not in given:
             args = {key: value for key, value in args.items() if not key.startswith(ONLY_DISTILLING)}
         defaults = defaults_of(model, self.trust)
+        (YOLOTrainer if family_of(model, self.trust) == "yolo" else GIDTrainer).check_given({**args, "model": model})
         check_run(defaults, args)
         telling = {k: v for k, v in args.items() if k not in UNTRAINED and (k == "data" or v != defaults.get(k))}
         if "teacher" in telling:
@@ -225,6 +233,12 @@ class Planner:
 def _off(terms: Sequence[str], row: dict[str, Any], common: dict[str, Any]) -> bool:
     """Whether terms of GID are off because of what a row of a table is."""
     return any(term in row for term in terms) and not any({**DEFAULTS, **common, **row}[term] for term in terms)
+
+
+def _compares_none(row: dict[str, Any], common: dict[str, Any]) -> bool:
+    """Whether no features are compared because of what a row of a table is."""
+    alone, changed = compares_features({**DEFAULTS, **common}), compares_features({**DEFAULTS, **common, **row})
+    return alone and not changed
 
 
 def check_run(defaults: dict[str, Any], args: dict[str, Any]) -> None:

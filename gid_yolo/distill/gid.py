@@ -26,9 +26,6 @@ from gid_yolo.distill.types import GROUND_TRUTH, classify, ground_truth_instance
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions, Targets
 
 WEIGHTINGS = ("uniform", "score")
-CROPS_OF_LEVELS = (  # narrow levels are filled up with zeros, which would have a mean and a variance
-    "standardize=crops takes means and variances over all levels, but the levels of these pyramids differ in channels"
-)
 
 
 class GIDLoss(nn.Module):
@@ -114,8 +111,6 @@ class GIDLoss(nn.Module):
             self.adapt = LevelAdaptation(student_channels, teacher_channels, adapt_kernel)
         else:
             raise ValueError("channels of student and teacher must both be one number, or both one number a level.")
-        if standardize == "crops" and isinstance(self.adapt, LevelAdaptation):
-            raise ValueError(f"{CROPS_OF_LEVELS}: give raw, maps or teacher.")
 
     def forward(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from gid_yolo.ops.blocks import blocks
 from gid_yolo.ops.precision import wide
 
 # The level rule of the FPN paper: a 224 px instance is cropped from P4, in images of 800 x 1333 px.
@@ -66,7 +67,10 @@ def overlapping_predictions(instances: Tensor, predictions: Tensor) -> Tensor:
     Returns:
         (B, K) indices into R.
     """
-    return box_iou(wide(instances), wide(predictions)).nan_to_num(0.0).argmax(dim=-1)  # nan of two empty boxes
+    found = [torch.zeros_like(instances[:, :0, 0], dtype=torch.long)]
+    for _, some, _ in blocks(wide(instances), instances[..., 0], predictions.shape[1]):
+        found.append(box_iou(some, wide(predictions)).nan_to_num(0.0).argmax(dim=-1))  # nan of two empty boxes
+    return torch.cat(found, dim=1)
 
 
 def levels_of_outputs(indices: Tensor, cells: Sequence[int], outputs: int) -> Tensor:

@@ -158,9 +158,3 @@ def fingerprint(model: nn.Module) -> str:
         value = value.half() if value.is_floating_point() else value
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def shared_tensors(weights: nn.Module, model: nn.Module) -> tuple[int, int]:
-    """How many of a model's tensors weights have by name and shape, and how many the model has."""
-    held, wanted = weights.state_dict(), model.state_dict()
-    return sum(key in held and held[key].shape == value.shape for key, value in wanted.items()), len(wanted)

@@ -10,7 +10,6 @@ from ultralytics.nn.tasks import DetectionModel
 from gid_yolo.cfg import model_names
 from gid_yolo.detectors.build import model_config
 from gid_yolo.distill import GIDLoss
-from gid_yolo.distill.gid import CROPS_OF_LEVELS
 from gid_yolo.distill.methods import Distillation, FineGrained, FitNet, Mimicking, parse_methods
 from gid_yolo.engine.config import BEFORE, DEFAULTS
 from gid_yolo.engine.distillable import Distillable, distillable, share_levels
@@ -18,6 +17,10 @@ from gid_yolo.engine.preflight import UNALIGNED, check_alignment, misalignment
 from gid_yolo.errors import UserError, some
 
 WITH_ANCHORS = ("retinanet", "faster_rcnn")
+CROPS_OF_LEVELS = (  # narrow levels are filled up with zeros, which would have a mean and a variance
+    "gid_standardize=crops takes means and variances over all levels, but those of a YOLO differ in channels: give "
+    "gid_standardize=maps, or leave it out."
+)
 NO_COMMON_ANCHORS = "distill=fine_grained needs the same anchors, but {reason}: use fitnet, or gid with gid_response=0."
 
 
@@ -41,8 +44,8 @@ def make_projector(args: Any, student: DetectionModel, teacher: DetectionModel) 
         if level == "detector" and views[0].family == "yolo" and aligned and args.gid_types != "gt":
             level = "prediction"  # its label assignment does not go by size
         standardize = given["gid_standardize"] or DEFAULTS["gid_standardize"]
-        if standardize == "crops" and not isinstance(own, int):
-            raise UserError(f"gid_{CROPS_OF_LEVELS}: give gid_standardize=maps, or leave it out.")
+        if standardize == "crops" and not isinstance(own, int) and not given.get("resume"):
+            raise UserError(CROPS_OF_LEVELS)
         gid = GIDLoss(
             own,
             theirs,
@@ -122,7 +125,7 @@ def check_named_teacher(args: Mapping[str, Any], student: str) -> None:
     """`check_families` of a teacher by name, before it is trained for a pair that will be refused.
 
     Args:
-        args: Of the run, without defaults.
+        args: Of the run.
         student: Kind of detector.
 
     Raises:
@@ -130,6 +133,5 @@ def check_named_teacher(args: Mapping[str, Any], student: str) -> None:
     """
     name = args.get("teacher")
     if name in model_names():
-        given = {**DEFAULTS, **args}
         theirs = model_config(name)["detector"]
-        check_families(parse_methods(given["distill"]), student, theirs, response=bool(given["gid_response"]))
+        check_families(parse_methods(args["distill"]), student, theirs, response=bool(args["gid_response"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo._version import __version__
 from gid_yolo.engine import preflight
-from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of, shared_tensors
+from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, load_model, record_of
 from gid_yolo.engine.classes import check_classes
 from gid_yolo.engine.clipping import clip_features, clips_apart
 from gid_yolo.engine.config import BEFORE, DEFAULTS, check_keys, checked_args, compares_features, without_none
@@ -28,6 +29,7 @@ from gid_yolo.engine.figure4 import Figure4
 from gid_yolo.engine.gradients import GradientStatistics
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
 from gid_yolo.engine.named_data import check_class_count, check_named, check_program
+from gid_yolo.engine.origin import told_origin
 from gid_yolo.engine.place import check_place
 from gid_yolo.engine.provenance import digest_of_labels, write_provenance
 from gid_yolo.engine.safe_load import check_file, safely
@@ -70,11 +72,11 @@ class DistillationTrainer(WatchedTrainer):
 
     model: Any  # a name before setup_model, then the network
     _teacher: DetectionModel | None = None
-    _taken: tuple[int, int] = (0, 0)  # tensors of the checkpoint that the model begins with, and all of them
 
     def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = without_none(overrides or {})
         check_keys(overrides)
+        self.check_given(overrides)
         if overrides.get("model") is None and not overrides.get("resume"):
             raise UserError("model= is missing: give a name such as retina_nano, a yaml, or a checkpoint.")
         if overrides.get("distill_model"):
@@ -102,6 +104,11 @@ class DistillationTrainer(WatchedTrainer):
     @staticmethod
     def defaults_for(model: Any, trust: bool = False) -> dict[str, Any]:
         """Default arguments for training a model; of a resumed run (None) the checkpoint's replace them."""
+        raise NotImplementedError
+
+    @staticmethod
+    def check_given(given: Mapping[str, Any]) -> None:
+        """Refuse arguments that this kind of detector has no use for."""
         raise NotImplementedError
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
@@ -136,7 +143,7 @@ class DistillationTrainer(WatchedTrainer):
             began = {**BEFORE, **vars(self.args)}
             if not (began.get("gid_feature") or began.get("gid_relation")):
                 began["gid_level"] = DEFAULTS["gid_level"]  # of no effect, and another is refused
-            if not compares_features(began):
+            if began["distill_clip"] == "apart" and not compares_features(began):
                 began["distill_clip"] = DEFAULTS["distill_clip"]  # likewise
             self.args.__dict__.update(began)  # so that the run's args.yaml says them
             self.args.teacher = overrides.get("teacher") or vars(self.args).get("teacher")
@@ -215,12 +222,6 @@ class DistillationTrainer(WatchedTrainer):
         self.model = self.get_model(cfg=cfg, weights=weights, verbose=RANK in {-1, 0})
         return ckpt
 
-    def _note_origin(self, weights: nn.Module, model: nn.Module) -> None:
-        """How much of a model comes from the weights that it begins with."""
-        self._taken = held, total = shared_tensors(weights, model)
-        if held < total / 2 and RANK in {-1, 0}:
-            LOGGER.warning(f"ONLY {held} OF {total} TENSORS COME FROM THE CHECKPOINT: it is of another model.")
-
     def _check_pretrained(self, weights: Any, cfg: Any) -> None:
         """Refuse weights that a model of `cfg` would take nothing of.
 
@@ -286,11 +287,7 @@ class DistillationTrainer(WatchedTrainer):
 
     def initialised_from(self, student: Any) -> str:
         """Where the student's first weights come from, in one line."""
-        if self.resume:
-            return f"resumed from {self.args.model}"
-        path, (held, total) = getattr(student, "pt_path", None), self._taken
-        part = "" if held == total else f"{held} of {total} tensors "
-        return f"{part}from the checkpoint {path}" if path else "random"
+        return f"resumed from {self.args.model}" if self.resume else told_origin(student)
 
     def get_validator(self) -> GIDValidator:
         """The validator of the training loop and of the final evaluation."""

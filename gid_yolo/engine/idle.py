@@ -51,7 +51,7 @@ def idle(given: Mapping[str, Any], args: Mapping[str, Any], defaults: Mapping[st
 
 
 def tell_idle(given: Mapping[str, Any], args: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Warn of what was given and does nothing, see `idle`; `args` are without defaults."""
-    if found := idle(given, {**defaults, **args}, defaults):
+    """Warn of what was given and does nothing, see `idle`."""
+    if found := idle(given, args, defaults):
         words = ", ".join(f"{key}={given[key]} ({why})" for key, why in found.items())
         LOGGER.warning(f"{words}: {'this does' if len(found) == 1 else 'these do'} nothing.")

@@ -12,7 +12,7 @@ from ultralytics.cfg import get_save_dir
 from gid_yolo.errors import UserError
 
 _WEIGHTS = ("last.pt", "best.pt")
-_MADE_OF = ("teacher", "model", "pretrained", "backbone_weights")
+_MADE_OF = ("teacher", "model", "pretrained", "backbone_weights", "data")
 
 
 def check_place(args: Mapping[str, Any]) -> None:
@@ -31,13 +31,15 @@ def check_place(args: Mapping[str, Any]) -> None:
     weights = get_save_dir(SimpleNamespace(**args)) / "weights"
     for key in _MADE_OF:
         value = args.get(key)
-        if isinstance(value, str | Path) and Path(value).is_file() and Path(value).resolve().parent == weights:
+        # Anywhere in it: before it starts several processes, Ultralytics empties the folder
+        if isinstance(value, str | Path) and Path(value).is_file() and weights.parent in Path(value).resolve().parents:
             raise UserError(
                 f"{key}={value} lies in the folder that this run would be written to, {weights.parent}, and would be "
                 "replaced: give name= or save_dir= another one."
             )
-    if not args.get("exist_ok") and any((weights / name).is_file() for name in _WEIGHTS):
+    if not args.get("exist_ok") and (there := [weights / name for name in _WEIGHTS if (weights / name).is_file()]):
+        instead = f", or go on with it by resume=True model={there[0]}" if there[0].name == _WEIGHTS[0] else ""
         raise UserError(
-            f"save_dir={args['save_dir']} holds a run already: give another folder, or exist_ok=True to replace it, or "
-            f"go on with it by resume=True model={weights / _WEIGHTS[0]}."
+            f"save_dir={args['save_dir']} holds a run already: give another folder, or exist_ok=True to replace "
+            f"it{instead}."
         )

@@ -12,6 +12,7 @@ from ultralytics.utils import LOGGER, ops
 from ultralytics.utils.torch_utils import unwrap_model
 
 from gid_yolo.distill.gid import GIDLoss
+from gid_yolo.distill.types import GROUND_TRUTH
 from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.distillable import distillable
@@ -178,7 +179,8 @@ def _cropping(gid: GIDLoss, model: TeacherStudentModel) -> str:
     if not (gid.weights["feature"] or gid.weights["relation"]):
         return ""
     if gid.level == "prediction":
-        return ", cropped at the levels that predict them"
+        whose = "their" if gid.aligned and gid.types != (GROUND_TRUTH,) else "the student's nearest"
+        return f", cropped at the levels of {whose} predictions"
     if gid.level == "detector" and distillable(model.student_model).family == "faster_rcnn":
         return ", cropped where the second stage crops them"
     return ", cropped at the levels of their sizes"

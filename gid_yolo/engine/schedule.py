@@ -96,15 +96,23 @@ def check_schedule(args: Mapping[str, Any]) -> None:
         raise UserError(f"lr_gamma={gamma} must be a number over 0 and at most 1.")
     if args.get("lr_steps") is not None:
         _check_steps(args)
+    if args.get("time") is not None and (iterations is not None or args.get("lr_steps")):
+        key = "lr_steps" if iterations is None else "iterations"
+        raise UserError(f"time={args['time']} leaves the run's length open and {key}= fixes it: leave one of them out.")
+
+
+def check_shares(args: Mapping[str, Any]) -> None:
+    """Refuse what is said in shares of a new run whose length is not known.
+
+    Raises:
+        UserError: Which of them.
+    """
     for key, nothing in _SHARES.items() if args.get("time") is not None else ():
         if args.get(key) not in (None, nothing):
             raise UserError(
                 f"time={args['time']} leaves the run's length open, of which {key}={args[key]} is a share: leave one "
                 "of them out."
             )
-    if args.get("time") is not None and (iterations is not None or args.get("lr_steps")):
-        key = "lr_steps" if iterations is None else "iterations"
-        raise UserError(f"time={args['time']} leaves the run's length open and {key}= fixes it: leave one of them out.")
 
 
 def stretched(args: Mapping[str, Any], times: float) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from ultralytics.utils import LOGGER, SETTINGS
 
 from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.engine.allocations import built_from
-from gid_yolo.engine.checkpoint import is_checkpoint, load_model, shared_tensors
+from gid_yolo.engine.checkpoint import is_checkpoint, load_model
 from gid_yolo.engine.classes import SharedClasses, check_classes, match_classes
 from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.origin import shared_tensors
 from gid_yolo.errors import UserError, some
 
 # What a teacher that is trained first takes over from the student's run

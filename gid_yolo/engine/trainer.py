@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.distillation_trainer import DistillationTrainer
 from gid_yolo.engine.donor import donor_of
 from gid_yolo.engine.freezing import check_parts, parts_of
+from gid_yolo.engine.origin import note_origin
 from gid_yolo.errors import UserError
 
 _OF_YOLO = ("box", "cls", "dfl", "cls_pw")
@@ -32,12 +35,20 @@ class GIDTrainer(DistillationTrainer):
 
     _given_freeze: list[str] | None = None  # of `freeze=`, without what the settings freeze
 
-    def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
-        given = overrides or {}
-        for key in () if given.get("resume") else _OF_YOLO:
+    @staticmethod
+    def check_given(given: Mapping[str, Any]) -> None:
+        """Refuse what these detectors have no use for."""
+        if given.get("resume"):
+            return
+        for key in _OF_YOLO:
             if given.get(key, nothing := DEFAULT_CFG_DICT[key]) != nothing:
                 raise UserError(f"{key}= weighs a loss of YOLO's, which the detectors of gid-yolo do not have.")
-        super().__init__(cfg, overrides, _callbacks)
+        trained = is_checkpoint(given.get("model", "")) or isinstance(given.get("pretrained"), str | Path)
+        if trained and given.get("backbone_weights") is not None:
+            raise UserError(
+                f"backbone_weights={given['backbone_weights']} would be replaced by the weights of the checkpoint that "
+                "the model begins with: leave one of them out."
+            )
 
     @staticmethod
     def defaults_for(model: Any, trust: bool = False) -> dict[str, Any]:
@@ -63,13 +74,8 @@ class GIDTrainer(DistillationTrainer):
         load_backbone = weights is None and donor is None
         model = GIDDetectionModel(config, channels, classes, verbose, load_backbone=load_backbone)
         if weights is not None:
-            if self.args.backbone_weights is not None and not self.resume:
-                raise UserError(
-                    f"backbone_weights={self.args.backbone_weights} would be replaced by the weights of the checkpoint "
-                    "that the model begins with: leave one of them out."
-                )
             model.load(weights)
-            self._note_origin(weights, model)
+            note_origin(weights, model)
             return model
         if donor is not None:
             self._begin_with(model, donor)

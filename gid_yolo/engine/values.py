@@ -13,7 +13,7 @@ from gid_yolo.distill.levels import LEVELS
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.distill.standardize import STANDARDIZE
 from gid_yolo.distill.types import parse_types
-from gid_yolo.engine.schedule import check_schedule
+from gid_yolo.engine.schedule import check_schedule, check_shares
 from gid_yolo.errors import UserError
 
 MIN_IMGSZ = 64
@@ -113,6 +113,7 @@ def check_values(args: Mapping[str, Any], *, training: bool = False) -> None:
             "weights; lower the first or raise the second."
         )
     check_schedule(args)
+    check_shares(args)
     try:
         parse_types(str(args.get("gid_types") or "all"))
         parse_methods(str(args.get("distill") or "none"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gid_yolo.engine.allocations import built_from
 from gid_yolo.engine.config import yolo_defaults
+from gid_yolo.engine.distillation import CROPS_OF_LEVELS
 from gid_yolo.engine.distillation_trainer import DistillationTrainer
 from gid_yolo.engine.freezing import check_parts, parts_of
+from gid_yolo.engine.origin import note_origin
 from gid_yolo.errors import UserError
 
 # Arguments of our detectors' backbones and schedule, with the values that ask for nothing
@@ -28,15 +31,21 @@ class YOLOTrainer(DistillationTrainer):
         UserError: An argument that only our detectors have.
     """
 
-    def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
+    @staticmethod
+    def check_given(given: Mapping[str, Any]) -> None:
+        """Refuse what only our detectors have."""
         for key, nothing in _OF_OUR_DETECTORS.items():
-            if (overrides or {}).get(key, nothing) != nothing:
+            if given.get(key, nothing) != nothing:
                 raise UserError(f"{key}= is for the detectors of gid-yolo: a YOLO model defines that itself.")
-        super().__init__(cfg, overrides, _callbacks)
+        if given.get("teacher") and given.get("gid_standardize") == "crops" and not given.get("resume"):
+            raise UserError(CROPS_OF_LEVELS)
 
     def set_model_attributes(self) -> None:
         """Check `freeze=`, besides what every trainer attaches: Ultralytics would freeze nothing by a text."""
         freeze, layers = self.args.freeze, len(self.model.model)
+        if self.resume:  # as it began: a text once froze nothing
+            super().set_model_attributes()
+            return
         if isinstance(freeze, int) and not isinstance(freeze, bool):  # the first ones
             parts: list[Any] = list(range(freeze))
         else:
@@ -63,7 +72,7 @@ class YOLOTrainer(DistillationTrainer):
             return super().get_model(cfg, weights, verbose)
         with built_from(weights, f"model={self.args.model}"):
             model = super().get_model(cfg, weights, verbose)
-        self._note_origin(weights, model)
+        note_origin(weights, model)
         return model
 
     @staticmethod

@@ -63,14 +63,12 @@ def test_a_given_level_is_taken_whatever_the_size() -> None:
     ("setting", "says"),
     [
         ({"level": "anchor"}, "level=anchor must be one of detector, prediction, size"),
-        ({"standardize": "crops", "channels": [4, 8]}, "standardize=crops .* differ in channels: give raw, maps"),
         ({"weighting": "pgd"}, "weighting=pgd must be one of uniform, score"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused(setting: dict, says: str) -> None:
-    channels = setting.pop("channels", 4)
+def test_a_rule_that_does_not_exist_is_refused(setting: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        GIDLoss(channels, channels, **setting)
+        GIDLoss(4, 4, **setting)
 
 
 def test_of_every_instance_the_prediction_that_overlaps_it_most() -> None:

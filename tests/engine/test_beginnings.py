@@ -16,7 +16,7 @@ from gid_yolo.engine.distillation import check_named_teacher
 from gid_yolo.engine.fade import factor_of
 from gid_yolo.engine.idle import idle
 from gid_yolo.engine.place import check_place
-from gid_yolo.engine.schedule import check_schedule
+from gid_yolo.engine.schedule import check_shares
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError
@@ -154,9 +154,9 @@ def test_a_run_that_passes_its_estimated_length_keeps_its_teacher() -> None:
 def test_a_share_of_an_unknown_length_is_refused(share) -> None:
     key, value = next(iter(share.items()))
     with pytest.raises(UserError, match=f"time=1 leaves the run's length open, of which {key}={value} is a share"):
-        check_schedule({"time": 1, **share})
-    check_schedule({"time": 1, "distill_until": 1, "distill_decay": "constant", "distill_warmup": 0})
-    check_schedule(share)
+        check_shares({"time": 1, **share})
+    check_shares({"time": 1, "distill_until": 1, "distill_decay": "constant", "distill_warmup": 0})
+    check_shares(share)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_arguments_that_do_nothing_are_said(args, reasons) -> None:
     ],
 )
 def test_a_pair_that_cannot_be_is_refused_before_its_teacher_is_trained(student, args, says) -> None:
-    given = {"teacher": "retina_small", **args}
+    given = {**DEFAULTS, "teacher": "retina_small", **args}
     with pytest.raises(UserError, match=says):
         check_named_teacher(given, student)
     check_named_teacher({**given, "distill": "fitnet"}, student)  # compares whole maps, of any two

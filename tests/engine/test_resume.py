@@ -86,7 +86,8 @@ def test_a_run_killed_ten_times_ends_as_if_it_had_not_been(settings, whole, tmp_
 
 def test_a_run_killed_in_ten_writes_ends_as_if_it_had_not_been(settings, whole, tmp_path):
     overrides = tmp_path / "overrides.json"
-    overrides.write_text(json.dumps({**settings, "save_dir": str(tmp_path / "run")}))
+    # A best.pt without a last.pt beside it, as the first kills leave it, is not replaced unasked
+    overrides.write_text(json.dumps({**settings, "save_dir": str(tmp_path / "run"), "exist_ok": True}))
     script = Path(__file__).with_name("die_writing.py")
     command = [sys.executable, str(script), str(overrides), str(KILLS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
@@ -12,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from gid_yolo.detectors.convert.converted import renamed
 
 NORM_EPS = 1e-5  # timm's ResNets
+DEAD = 1e-30  # variance of a channel that never fires
 # Blocks of layer1 to layer4, channels of the first 3x3 convolution's weight, convolutions of a block: timm's name
 RESNETS = {
     ((2, 2, 2, 2), (64, 64), 2): "resnet18",
@@ -61,12 +61,13 @@ def backbone_state(backbone: nn.Module) -> dict[str, Tensor]:
     state = backbone.state_dict()
     for name, module in backbone.named_modules():
         # torchvision sets the epsilon of its first COCO models to 0. Only weight / sqrt(variance + epsilon) counts; the
-        # variance stays as it is, for a dead channel's is smaller than a difference of epsilons can hold.
+        # variance stays as it is, for a dead channel's is smaller than a difference of epsilons can hold. Its output is
+        # its bias, and half precision could not hold the weight.
         if isinstance(module, FrozenBatchNorm2d) and name.startswith("body.") and module.eps != NORM_EPS:
             variance, weight = state[f"{name}.running_var"], state[f"{name}.weight"]
-            smallest = torch.finfo(variance.dtype).tiny
-            scale = ((variance + NORM_EPS) / (variance + module.eps).clamp(min=smallest)).sqrt()
-            state[f"{name}.weight"] = weight * scale
+            alive = variance + module.eps > DEAD
+            scale = ((variance + NORM_EPS) / (variance + module.eps).clamp(min=DEAD)).sqrt()
+            state[f"{name}.weight"] = (weight * scale).where(alive, 0.0)
         elif isinstance(module, nn.BatchNorm2d) and name.startswith("body.") and module.eps != NORM_EPS:
             variance = state[f"{name}.running_var"]  # which training replaces
             state[f"{name}.running_var"] = (variance + (module.eps - NORM_EPS)).clamp(min=0.0)
