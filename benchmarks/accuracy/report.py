@@ -43,8 +43,8 @@ def by_seed(lines: Sequence[Line], row: str, epochs: int | None, split: str) -> 
     return {x["seed"]: x[split]["mAP"] for x in lines if x["row"] == row and x["epochs"] == epochs and x.get(split)}
 
 
-def table(lines: Sequence[Line], split: str) -> str:
-    """Of one data set and one pair of models."""
+def table(lines: Sequence[Line], split: str, over: str = "plain") -> str:
+    """Of one data set and one pair of models; gains are over the row `over`."""
     schedules = sorted({x["epochs"] for x in lines if x["kind"] != "teacher"})
     rows = list(dict.fromkeys(x["row"] for x in sorted(lines, key=lambda x: KINDS.index(x["kind"]))))
     body = []
@@ -56,11 +56,11 @@ def table(lines: Sequence[Line], split: str) -> str:
             continue
         cells = []
         for epochs in schedules:
-            values, plain = by_seed(lines, row, epochs, split), by_seed(lines, "plain", epochs, split)
+            values, other = by_seed(lines, row, epochs, split), by_seed(lines, over, epochs, split)
             found = spread(list(values.values()))
             text = "" if found is None else f"{found.mean:.1f}"
             text += f" ± {found.std:.1f}" if found and found.std is not None else ""
-            gain = paired_gain(values, plain) if kind == "distilled" else None
+            gain = paired_gain(values, other) if kind == "distilled" and row != over else None
             if gain:
                 text += f", {told(gain)}"
             cells.append(text)
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--data", default=None, help="only this one")
     parser.add_argument("--models", default=None, help="only these, as the titles name them")
     parser.add_argument("--epochs", type=int, nargs="+", default=None, help="only these schedules")
+    parser.add_argument("--over", default="plain", help="the row that gains are over")
     parser.add_argument("--pulls", action="store_true", help="the gradients of the terms instead")
     options = parser.parse_args()
     groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
@@ -181,7 +182,7 @@ def main() -> None:
         if options.pulls:
             print(f"\n{data}, {models}, medians over each run\n\n{pulls(lines)}")
             continue
-        print(f"\n{data}, {models}, mAP on {options.split}\n\n{table(lines, options.split)}")
+        print(f"\n{data}, {models}, mAP on {options.split}\n\n{table(lines, options.split, options.over)}")
         print(f"\nAt equal time\n\n{at_equal_time(lines, options.split)}")
         if options.plot:
             plot(lines, options.rows, options.split, options.plot)

@@ -126,6 +126,10 @@ def test_the_report_has_means_and_gains(scripts, project, tmp_path) -> None:
     assert "31.0 ± 1.4" in text
     assert "35.0 ± 2.8, +4.0 [-8.7, +16.7]" in text
     assert "50.0" in text
+    other = [{**line, "row": "own"} for line in lines if line["row"] == "plain"]
+    over = report.table([*lines, *({**line, "kind": "distilled"} for line in other)], "val", over="own")
+    assert "35.0 ± 2.8, +4.0 [-8.7, +16.7]" in over  # of the same numbers
+    assert [row for row in over.splitlines() if "31.0 ± 1.4," in row] == []  # no gain of a row over itself
     report.plot(lines, ["plain", "GID"], "val", tmp_path / "schedules.png")
     report.plot_curves(lines, ["plain", "GID"], tmp_path / "curves.png")
     for name in ("schedules.png", "curves.png"):
