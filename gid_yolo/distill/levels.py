@@ -68,7 +68,8 @@ def overlapping_predictions(instances: Tensor, predictions: Tensor) -> Tensor:
         (B, K) indices into R.
     """
     found = [torch.zeros_like(instances[:, :0, 0], dtype=torch.long)]
-    for _, some, _ in blocks(wide(instances), instances[..., 0], predictions.shape[1]):
+    every = torch.ones_like(instances[..., 0], dtype=torch.bool)
+    for _, some, _ in blocks(wide(instances), every, predictions.shape[1]):
         found.append(box_iou(some, wide(predictions)).nan_to_num(0.0).argmax(dim=-1))  # nan of two empty boxes
     return torch.cat(found, dim=1)
 

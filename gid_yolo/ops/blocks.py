@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-BLOCK = 2**19  # (image, box, prior) at a time on a CPU: few enough to stay in its cache, 1.3 to 3 times as fast
+BLOCK = 2**19  # (image, box, prior) at a time on a CPU: few enough to stay in its cache
 BLOCK_OF_DEVICE = 2**23  # likewise elsewhere, where kernels are long enough: some 300 MB of what is made of them
 
 
