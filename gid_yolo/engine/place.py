@@ -38,7 +38,8 @@ def check_place(args: Mapping[str, Any]) -> None:
                 "replaced: give name= or save_dir= another one."
             )
     if not args.get("exist_ok") and (there := [weights / name for name in _WEIGHTS if (weights / name).is_file()]):
-        instead = f", or go on with it by resume=True model={there[0]}" if there[0].name == _WEIGHTS[0] else ""
+        unfinished = there[0].name == _WEIGHTS[0] and not (weights.parent / "coco_metrics.json").is_file()
+        instead = f", or go on with it by resume=True model={there[0]}" if unfinished else ""
         raise UserError(
             f"save_dir={args['save_dir']} holds a run already: give another folder, or exist_ok=True to replace "
             f"it{instead}."

@@ -43,9 +43,12 @@ def test_a_run_writes_over_no_other_unless_it_is_told_to(data, tmp_path) -> None
     given = settings(data, tmp_path / "run", model="retina_nano")
     GIDTrainer(overrides=given).train()
     before = digests(tmp_path)
-    with pytest.raises(UserError, match=r"holds a run already: .* exist_ok=True .* resume=True model=.*last\.pt"):
+    with pytest.raises(UserError, match=r"holds a run already: .* exist_ok=True to replace it\.$"):  # it is finished
         GIDTrainer(overrides=given)
     assert digests(tmp_path) == before
+    (tmp_path / "run" / "coco_metrics.json").unlink()  # as of a run that was stopped
+    with pytest.raises(UserError, match=r"holds a run already: .* or go on with it by resume=True model=.*last\.pt"):
+        GIDTrainer(overrides=given)
     GIDTrainer(overrides={**given, "exist_ok": True, "seed": 3}).train()
     assert digests(tmp_path)["best.pt"] != before["best.pt"]
 
