@@ -16,6 +16,9 @@ from gid_yolo.ops.precision import wide
 from gid_yolo.ops.roi_pool import roi_crops
 
 OUTSIDE = -1e6  # pixels; RoIAlign neither reads nor writes for a sample over one cell outside its map
+MOST_EVERYWHERE = (
+    1024  # instances of a batch that take room on every level; of more, only their own level's are cropped
+)
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class RoIPlan:
     """Which instance is cropped from which pyramid level; teacher and student share it.
 
     Attributes:
-        rois: Per level, (N_l, 5): image index and xyxy in input pixels; on a CPU the level's own instances, elsewhere
-            all of them, those of other levels outside the image, where a crop is 0 and costs nothing.
+        rois: Per level, (N_l, 5): image index and xyxy in input pixels; the level's own instances. On a GPU, up to
+            `MOST_EVERYWHERE`, all of them, those of other levels outside the image, where a crop is 0, of nothing.
         restore: (B * K,) position of each instance in the concatenation of all levels.
         shape: (B, K).
     """
@@ -54,7 +57,8 @@ def plan_rois(
     flat = boxes.reshape(-1, 4)
     level = (levels_by_size(boxes, strides, image_size) if level is None else level).flatten()  # (B*K,)
     # roi_align takes one map a call; how many of the instances are a level's own, a GPU's host would have to wait for
-    spread = own_level if boxes.device.type == "cpu" else every_level
+    wait = boxes.device.type == "cpu" or len(flat) > MOST_EVERYWHERE
+    spread = own_level if wait else every_level
     rois, restore = spread(torch.cat([image[:, None], flat], dim=1), level, len(strides))
     return RoIPlan(rois, restore, shape=(batch, k))
 

@@ -43,17 +43,25 @@ class Pull(NamedTuple):
     share: float
 
 
-def pulls(terms: Mapping[str, Tensor], pyramid: Sequence[Tensor]) -> dict[str, Pull]:
+def pulls(terms: Mapping[str, Tensor], pyramid: Sequence[Tensor], angles: bool = True) -> dict[str, Pull]:
     """What every term does at the pyramid, of a graph that stays as it is: parameters get no gradient here.
 
     Half precision rounds small gradients to 0, so that a term is scaled up before, as a gradient scaler does, by the
     largest of `_SCALES` that overflows nowhere. Being powers of two, they change nothing in fp32.
+
+    Args:
+        terms: The weighted terms by name, the task's first.
+        pyramid: Maps that they were computed from.
+        angles: Compute `cosine` and `share`, which keeps the gradients of all terms at once; NaN without it.
     """
+    if not angles:
+        found = {name: float(_gradient(term, pyramid).norm()) for name, term in terms.items()}
+        return {name: Pull(float(terms[name].detach()), norm, math.nan, math.nan) for name, norm in found.items()}
     gradients = [_gradient(term, pyramid) for term in terms.values()]
     norms = [float(x.norm()) for x in gradients]
+    units = [x.div_(norm or 1.0) for x, norm in zip(gradients, norms, strict=True)]
     with torch.autocast(pyramid[0].device.type, enabled=False):  # which would round the products
-        units = torch.stack([x / norm if norm else x for x, norm in zip(gradients, norms, strict=True)])
-        cosines = (units @ units.mT).tolist()
+        cosines = [[float(x @ y) for y in units] for x in units]
     along = [
         sum(norm * other * cosine for other, cosine in zip(norms, row, strict=True))
         for norm, row in zip(norms, cosines, strict=True)
@@ -99,7 +107,7 @@ class GradientStatistics:
     def ask(self, trainer: DistillationTrainer) -> None:
         """Before a batch whose turn it is."""
         if trainer.iteration % self.every == 0:
-            unwrap_model(trainer.model).asked = True
+            unwrap_model(trainer.model).asked = "pulls"
 
     def add(self, trainer: DistillationTrainer) -> None:
         """After a batch."""

@@ -15,9 +15,10 @@ from gid_yolo.files import replaced
 
 MOST_EVENTS = 20  # in the file, the first of the run: what follows a NaN is NaN
 _OF_TEACHER = "its weights or these images are damaged; see what gid-val says of it"
+_TOO_LARGE = "or its numbers are too large for half precision, which teacher_precision=fp32 keeps it from"
 
 
-def sentence_of(reading: Reading, distilled: bool, half: bool, half_terms: bool) -> str:
+def sentence_of(reading: Reading, distilled: bool, half: bool, half_terms: bool, half_teacher: bool = False) -> str:
     """Where it began, when, on which images, and what to do; without the full stop.
 
     Args:
@@ -25,13 +26,14 @@ def sentence_of(reading: Reading, distilled: bool, half: bool, half_terms: bool)
         distilled: There is a teacher.
         half: The networks compute in half precision.
         half_terms: So do the terms that are not finite.
+        half_teacher: The teacher computes in float16, whose largest number is 65504.
     """
-    event, remedy = _origin(reading, distilled, half, half_terms)
+    event, remedy = _origin(reading, distilled, half, half_terms, half_teacher)
     where = f"in epoch {reading.epoch} on a batch of {some(reading.files)} (iteration {reading.iteration})"
     return f"{event} {where}: {remedy}"
 
 
-def _origin(reading: Reading, distilled: bool, half: bool, half_terms: bool) -> tuple[str, str]:
+def _origin(reading: Reading, distilled: bool, half: bool, half_terms: bool, half_teacher: bool) -> tuple[str, str]:
     """The first thing in the flow of data that was not finite, and what can be done about it."""
     slower = "lower lr0, lengthen warmup_epochs, or set amp=False" if half else "lower lr0, or lengthen warmup_epochs"
     first = reading.bad_inputs[0] if reading.bad_inputs else None
@@ -41,7 +43,8 @@ def _origin(reading: Reading, distilled: bool, half: bool, half_terms: bool) -> 
         return "the labels hold NaN or infinite values", "mend the label files of these images"
     if first is not None:
         who = first.split()[0]
-        return f"the {who} predicted NaN or infinite values", _OF_TEACHER if who == "teacher" else slower
+        of_teacher = f"{_OF_TEACHER}; {_TOO_LARGE}" if half_teacher else _OF_TEACHER
+        return f"the {who} predicted NaN or infinite values", of_teacher if who == "teacher" else slower
     if reading.bad_terms:
         whose = "predictions of both models" if distilled else "predictions"
         lower = "lower lr0 or the weight of the term"

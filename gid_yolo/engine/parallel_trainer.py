@@ -47,7 +47,7 @@ class ParallelTrainer(DetectionTrainer):
         if self.batch_size < 1 or self.batch_size % self.world_size:
             raise UserError(f"batch={self.batch_size} must be a multiple of the {self.world_size} processes.")
         if self.device.type == "cuda":
-            devices = str(self.args.device or "").split(",")
+            devices = [x for x in str(self.args.device or "").split(",") if x]
             if len(devices) < local:  # none is named, or the one that Ultralytics chose
                 devices = [str(i) for i in range(local)]
             self.args.device = ",".join(devices)
@@ -78,6 +78,11 @@ class ParallelTrainer(DetectionTrainer):
         self.args.save_dir, self.args.name = str(self.save_dir), self.save_dir.name
         self.wdir, self.csv = self.save_dir / "weights", self.save_dir / "results.csv"
         self.last, self.best = self.wdir / self.last.name, self.wdir / self.best.name
+
+    def _do_train(self) -> None:
+        if LOCAL_RANK != -1 and self.world_size == 1:  # whose group Ultralytics' loop asks for, but does not make
+            self._setup_ddp()
+        super()._do_train()
 
     def _setup_train(self) -> None:
         with _parallel_on_cpu() if self.device.type == "cpu" else nullcontext():

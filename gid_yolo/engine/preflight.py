@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, ops
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from gid_yolo.distill.gid import GIDLoss
 from gid_yolo.distill.types import GROUND_TRUTH
@@ -214,10 +214,12 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
         student_class = student_class.new_full((teacher.num_classes,), -1)
         student_class[of_teacher] = of_student
         known = torch.zeros_like(known).index_fill(0, of_student, True)
+    reduced = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp  # as Ultralytics' loop
     with torch.random.fork_rng():  # a distilled run must draw the same numbers as a plain one
         for batch in trainer.test_loader:
             batch = validator.preprocess(batch)
-            with model.in_precision(device):  # in which it will teach
+            # As it will teach: in its own precision, or in the one that the student is trained in
+            with autocast(reduced, device=device.type), model.in_precision(device):
                 detections = teacher.detections(batch["img"].float())
             found = validator.postprocess(detections.float())
             for i, pred in enumerate(found):
@@ -253,7 +255,7 @@ class FirstStep:
         """Before a batch."""
         model = unwrap_model(trainer.model)
         if not self.passed and model.factor:
-            model.asked = True
+            model.asked = model.asked or "norms"
 
     def check(self, trainer: DistillationTrainer) -> None:
         """After it.

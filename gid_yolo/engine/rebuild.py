@@ -139,7 +139,7 @@ def rebuild_distillation(
         copy_attr(model, student, exclude=("criterion",))
         model.__setstate__(
             {
-                "teacher_model": None, "views": None, "instances": None, "sketch": None, "asked": False, "pulls": None,
+                "teacher_model": None, "views": None, "instances": None, "sketch": None, "asked": "", "pulls": None,
                 "has_objects": None, "precision": None, "shared": shared, "class_index": index,
                 "levels": SharedLevels(*map(_whole_list, attributes["levels"])),
                 "stride": torch.tensor([float(s) for s in attributes["stride"]]),

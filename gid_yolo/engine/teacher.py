@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import LOGGER, SETTINGS
+from ultralytics.utils import LOCAL_RANK, LOGGER, SETTINGS
 
 from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.engine.allocations import built_from
@@ -169,9 +169,18 @@ def teacher_args(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
-    """Train model `name` plainly on `data`, announced with what it takes; the run is found again next time."""
+    """Train model `name` plainly on `data`, announced with what it takes; the run is found again next time.
+
+    Raises:
+        UserError: This is one of several processes, which can train one model only.
+    """
     from gid_yolo.engine.trainer import GIDTrainer  # the trainer itself needs this module
 
+    if LOCAL_RANK != -1:
+        raise UserError(
+            f"teacher={name}: there is no {name}.pt here and no finished run on {data}, and processes that a launcher "
+            f"started train one model only: train it first, gid-train model={name} data={data}, and give its best.pt."
+        )
     overrides = teacher_args(args)
     overrides.update(
         model=name, data=str(data), task="detect", mode="train", name=f"teacher_{name}_{Path(data).parent.name}"
@@ -181,11 +190,16 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
     seen, length = trainer.epochs * images, f"{trainer.epochs} epochs of {images} images"
     if iterations := trainer.args.iterations:
         seen, length = iterations * trainer.args.batch, f"{iterations} iterations of {trainer.args.batch} images"
-    seconds = seconds_per_image(name, trainer.args.imgsz, trainer.device)
+    try:
+        seconds = seconds_per_image(name, trainer.args.imgsz, trainer.device)
+        takes = f"about {duration(seen * seconds)}"
+    except torch.OutOfMemoryError:  # in float32, which the training need not be in
+        takes = "nobody knows how long"
+    torch.cuda.empty_cache()  # which the processes of a launcher would lack
     LOGGER.info(
         f"\nteacher={name}: there is no {name}.pt here and no finished run on {data}, so it is trained first.\n"
-        f"  {length} at {trainer.args.imgsz} px on {trainer.device}: about "
-        f"{duration(seen * seconds)}, then it is kept as {trainer.best} and found again next time.\n"
+        f"  {length} at {trainer.args.imgsz} px on {trainer.device}: {takes}, "
+        f"then it is kept as {trainer.best} and found again next time.\n"
         "  Give teacher=FILE.pt to use a teacher of your own, teacher_epochs=N to train it for longer or shorter.\n"
     )
     trainer.train()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class TeacherStudentModel(DistillationModel):
         self.instances: GeneralInstances | None = None  # of the last training batch
         self.sketch: tuple[Any, ...] | None = None  # set to () to keep what figure 4 draws of the next batch
         self.has_objects: Tensor | None = None  # whether that batch has any
-        self.asked = False  # set to have the `pulls` of the next training batch
+        self.asked: Literal["", "norms", "pulls"] = ""  # what is wanted as `pulls` of the next training batch
         self.pulls: dict[str, Pull] | None = None
         copy_attr(self, student, exclude=("criterion",))
         self.stride = max(student.stride, frozen.stride, key=lambda s: int(s.max()))  # images must fit both
@@ -91,7 +91,7 @@ class TeacherStudentModel(DistillationModel):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the teacher and the last batch, for the EMA's copy."""
         state = self.__dict__.copy()
-        state.update(teacher_model=None, views=None, instances=None, sketch=None, asked=False, pulls=None)
+        state.update(teacher_model=None, views=None, instances=None, sketch=None, asked="", pulls=None)
         state.update(has_objects=None)
         return state
 
@@ -124,7 +124,7 @@ class TeacherStudentModel(DistillationModel):
         loss, items = student.loss(batch, preds)
         if taught is None or self.views is None:
             self.instances = self.pulls = None
-            self.asked = False
+            self.asked = ""
             return loss, {**items, **{name: loss.new_zeros(()) for name in (*self.term_names, *self.count_names)}}
         view, (teacher_features, teacher_raw) = self.views[1], taught
         targets, size = batch_targets(batch), tuple(batch["img"].shape[-2:])
@@ -152,8 +152,10 @@ class TeacherStudentModel(DistillationModel):
             shapes = [tuple(x.shape[-2:]) for x in features] if gid.aligned else None
             self.sketch = batch["img"], (teacher_raw, raw.detach()), self.instances, targets, shapes
         scale = view.loss_scale(batch)
-        self.pulls = pulls({"task": loss.sum() / scale, **terms}, places) if self.asked else None
-        self.asked = False
+        wanted, self.asked = self.asked, ""
+        self.pulls = None
+        if wanted:
+            self.pulls = pulls({"task": loss.sum() / scale, **terms}, places, angles=wanted == "pulls")
         total = loss.sum() + sum(terms.values()) * scale
         logged = {name: value.detach() for name, value in terms.items()}
         return total, {**items, **logged, **{f"gi_{name}": value for name, value in counts.items()}}

@@ -97,7 +97,7 @@ class WatchedTrainer(ScheduledTrainer):
         if self.watch:
             self.watch.start()
         if self._asks and self.nan_recovery_attempts and self.distilling:
-            unwrap_model(self.model).asked = True
+            unwrap_model(self.model).asked = "pulls"
 
     def _judge_batch(self, _: Any) -> None:
         for reading in self.watch.end() if self.watch else ():
@@ -168,7 +168,9 @@ class WatchedTrainer(ScheduledTrainer):
 
     def _sentence(self, reading: Reading) -> str:
         own = bool(self.amp) and set(reading.bad_terms) <= set(self.terms_in_half)
-        return sentence_of(reading, self.distilling, half=bool(self.amp), half_terms=own)
+        precision = getattr(unwrap_model(self.model), "precision", None)  # the teacher's, where it has its own
+        float16 = precision == torch.float16 or (precision is None and self.amp and self.args.amp != "bf16")
+        return sentence_of(reading, self.distilling, half=bool(self.amp), half_terms=own, half_teacher=bool(float16))
 
     def _must_stop(self, reason: str, *, shared: bool) -> None:
         self._stop_reason = self._stop_reason or (shared, reason)

@@ -8,8 +8,8 @@ from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
+import torchvision.ops  # noqa: F401 - adds its operators to torch.ops
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from gid_yolo.ops.precision import wide
 
@@ -35,9 +35,19 @@ def roi_crops(feature: Tensor, rois: Tensor, size: int, *, stride: int, samples:
         (N, C, size, size).
     """
     if not _by_cells(feature, samples):
-        return roi_align(feature, rois, size, 1 / stride, samples, aligned)
+        return _roi_align(feature, rois, size, stride=stride, samples=samples, aligned=aligned)
     level = torch.zeros(len(rois), dtype=torch.long)
     return _sums_of_cells([feature], rois, level, size, strides=[stride], samples=samples, aligned=aligned)
+
+
+def _roi_align(feature: Tensor, rois: Tensor, size: int, *, stride: int, samples: int, aligned: bool) -> Tensor:
+    """The operator of torchvision; arguments as of `roi_crops`.
+
+    Its function of the same name would not call it on a GPU where deterministic algorithms are asked for, as
+    Ultralytics does, but compile a version in Python: one with other values across the border of the map, that
+    computes crops outside it, and with `samples` 0 as many points a bin as the map has cells.
+    """
+    return torch.ops.torchvision.roi_align(feature, rois, 1 / stride, size, size, samples, aligned)
 
 
 def _by_cells(feature: Tensor, samples: int) -> bool:
@@ -162,6 +172,6 @@ def pyramid_roi_align(
     crops, places = [], []
     for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         place = (level == i).nonzero()[:, 0]  # a host sync, as roi_align takes one map a call
-        crops.append(roi_align(feature.to(dtype), rois[place], size, 1 / stride, samples, aligned))
+        crops.append(_roi_align(feature.to(dtype), rois[place], size, stride=stride, samples=samples, aligned=aligned))
         places.append(place)
     return torch.cat(crops).index_select(0, torch.cat(places).argsort()).to(features[0].dtype)

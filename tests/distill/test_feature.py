@@ -6,7 +6,7 @@ from reference.boxes import random_boxes
 from reference.distill import naive_adapt, naive_feature, naive_level, naive_rois
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from gid_yolo.distill import feature_loss
+from gid_yolo.distill import feature, feature_loss
 from gid_yolo.distill.feature import (
     Adaptation,
     LevelAdaptation,
@@ -283,3 +283,11 @@ def test_what_a_gpu_crops_is_what_a_cpu_crops(adapted: bool) -> None:
     for own, every in zip(*found, strict=True):
         torch.testing.assert_close(own, every)
     assert [len(x) for x in plan.rois] == [24] * 5
+
+
+def test_a_crowd_is_cropped_on_its_own_levels_alone(monkeypatch) -> None:
+    monkeypatch.setattr(feature, "own_level", lambda rois, level, levels: ((), level))
+    boxes = torch.zeros(2, 12, 4, device="meta")  # whose levels no host knows, as on a GPU
+    assert [len(x) for x in plan_rois(boxes, STRIDES, (256, 320)).rois] == [24] * 5
+    monkeypatch.setattr(feature, "MOST_EVERYWHERE", 23)
+    assert plan_rois(boxes, STRIDES, (256, 320)).rois == ()

@@ -120,6 +120,10 @@ def test_a_remedy_is_one_that_helps():
         assert "amp=False" in sentence_of(reading, distilled=False, half=True, half_terms=False)
     assert "amp=False" not in sentence_of(terms, distilled=False, half=True, half_terms=False)
     assert "amp=False" in sentence_of(terms, distilled=False, half=True, half_terms=True)
+    teacher = Reading(**where, inputs={"teacher features": False})
+    for float16 in (True, False):
+        said = sentence_of(teacher, distilled=True, half=True, half_terms=False, half_teacher=float16)
+        assert ("teacher_precision=fp32" in said) == float16
 
 
 FROZEN = ["0.backbone", "0.neck"]

@@ -5,16 +5,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from engine_helpers import FAST, write_data
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.dist import generate_ddp_file
 
+from gid_yolo.engine import parallel_trainer
+from gid_yolo.engine import teacher as teacher_module
 from gid_yolo.engine.checkpoint import load_any, load_model
+from gid_yolo.engine.parallel_trainer import ParallelTrainer
 from gid_yolo.engine.run_state import KEY
 from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.errors import UserError
 from gid_yolo.ops.processes import shared_count
 
 SCRIPT = Path(__file__).with_name("one_process.py")
@@ -138,6 +144,44 @@ def test_a_nan_of_one_process_is_recovered_from_by_all(tmp_path, settings):
     assert [event["iteration"] for event in first["events"] + second["events"]] == [5, 5]  # 4 batches an epoch
     (best,) = (tmp_path / "run").rglob("best.pt")
     assert all(torch.isfinite(x).all() for x in load_model(best)[0].state_dict().values())
+
+
+def test_a_launcher_may_start_one_process(tmp_path, settings, teachers):
+    """As on nodes with one GPU each, where a run of a single node is tried first."""
+    own = {"model": "retina_nano", "teacher": str(teachers("retina_nano")), "epochs": 1, "val": True, "save_period": -1}
+    path = tmp_path / "overrides.json"
+    path.write_text(json.dumps({"project": str(tmp_path), **settings, **own}))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    command = [sys.executable, *launcher, str(SCRIPT), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (best,) = tmp_path.rglob("best.pt")
+    alone = GIDTrainer(overrides={**settings, **own, "save_dir": str(tmp_path / "alone")})
+    alone.train()
+    expected, found = (load_model(x)[0].state_dict() for x in (alone.best, best))
+    assert all(torch.equal(found[key], x) for key, x in expected.items())
+
+
+def test_a_teacher_is_not_trained_by_processes_that_wait_for_it(settings, monkeypatch):
+    monkeypatch.setattr(teacher_module, "LOCAL_RANK", 0)
+    with pytest.raises(UserError, match=r"train one model only: train it first, gid-train model=retina_nano data="):
+        teacher_module.train_teacher("retina_nano", settings["data"], settings)
+
+
+@pytest.mark.parametrize("device", [None, "0"])
+def test_a_single_gpu_of_a_node_is_named(settings, monkeypatch, device):
+    """What Ultralytics sets its process's device by; of two nodes, each with one."""
+    monkeypatch.setattr(parallel_trainer, "LOCAL_RANK", 0)
+    monkeypatch.setattr(parallel_trainer, "_end_with_a_sentence", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+
+    def begin(self, *_):
+        self.args = SimpleNamespace(device=device, seed=0)
+        self.device, self.batch_size = torch.device("cuda", 0), 4
+
+    monkeypatch.setattr(DetectionTrainer, "__init__", begin)
+    assert ParallelTrainer().args.device == "0"
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, settings):

@@ -66,6 +66,9 @@ def test_cosines_and_shares_equal_the_definitions() -> None:
         assert pull.share == pytest.approx((torch.dot(vector, total) / total.square().sum()).item(), abs=1e-6), name
     assert sum(pull.share for pull in found.values()) == pytest.approx(1.0)
     assert found["against"].cosine < 0
+    alone = pulls(terms, features, angles=False)
+    assert {name: x[:2] for name, x in alone.items()} == {name: x[:2] for name, x in found.items()}
+    assert all(math.isnan(value) for x in alone.values() for value in x[2:])
     assert all(x.grad is None for x in features)
 
 

@@ -1,6 +1,9 @@
+import sys
+
 import pytest
 import torch
 from reference.boxes import random_boxes
+from torch._subclasses import FakeTensorMode
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from gid_yolo.ops.roi_pool import pyramid_roi_align, roi_crops, roi_levels
@@ -103,3 +106,19 @@ def test_only_valid_boxes_are_cropped() -> None:
         valid = torch.rand(2, 30) < share
         crops = pyramid_roi_align(features, boxes, (4, 8, 16), canonical_size=56, valid=valid)
         assert torch.equal(crops, every[valid.flatten()])
+
+
+def test_a_gpu_has_the_operator_where_deterministic_algorithms_are_asked_for(monkeypatch) -> None:
+    module = sys.modules["torchvision.ops.roi_align"]  # whose function has the module's name
+    monkeypatch.setattr(module, "is_compile_supported", lambda device: True)
+    monkeypatch.setattr(module, "_roi_align", lambda *_: pytest.fail("compiled"))
+    torch.use_deterministic_algorithms(True, warn_only=True)  # as Ultralytics does
+    try:
+        with FakeTensorMode():  # shapes alone, of tensors on a GPU that need not be there
+            feature, rois = torch.empty(2, 5, 12, 9, device="cuda"), torch.empty(4, 5, device="cuda")
+            with pytest.raises(pytest.fail.Exception, match="compiled"):
+                roi_align(feature, rois, 7, 1 / 8, 2, True)
+            crops = roi_crops(feature, rois, 7, stride=8, samples=2, aligned=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert (crops.shape, crops.device.type) == ((4, 5, 7, 7), "cuda")
