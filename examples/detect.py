@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import onnxruntime
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 image = cv2.imread(sys.argv[2])  # (height, width, 3), BGR
 if image is None:

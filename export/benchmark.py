@@ -118,7 +118,8 @@ def benchmark(
     records = {c.role: c.record for c in contenders if c.role != "other"}
     fair = comparable(records["model"], records["baseline"]) if "baseline" in records else None
     if fair is False and not unequal:
-        LOGGER.warning(" ".join([*budget_notes(records["model"], records["baseline"]), NO_COMPARISON]))
+        notes = [*budget_notes(records["model"], records["baseline"]), NO_COMPARISON]
+        LOGGER.warning(" ".join(note.removeprefix("WARNING: ") for note in notes))  # which the log says itself
     trained = getattr(contenders[0].model, "args", {}).get("imgsz", 640)
     sizes = image_sizes(trained if imgsz is None else imgsz, max(c.stride for c in contenders))
     data_path, contents = read_data(data, split, trust)

@@ -12,6 +12,7 @@ from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
+from ultralytics.utils import LOGGER
 
 from gid_yolo.engine.checkpoint import no_autoinstall
 from gid_yolo.engine.named_data import check_class_count, check_program
@@ -55,6 +56,8 @@ def image_size(imgsz: Any, stride: int) -> list[int]:
         )
     check_values({"imgsz": sizes})
     rounded = [-(-n // stride) * stride for n in sizes]
+    if rounded != sizes:
+        LOGGER.warning(f"imgsz={imgsz} is rounded up to {rounded}: the network takes multiples of {stride}.")
     return rounded * 2 if len(rounded) == 1 else rounded
 
 

@@ -127,9 +127,10 @@ class Row:
     @property
     def end_to_end(self) -> float | None:
         """Images per second with preprocessing and postprocessing, one after the other."""
-        if self.p50 is None or self.preprocess is None or self.postprocess is None or self.failed:
+        if not self.images_per_second or self.preprocess is None or self.postprocess is None or self.failed:
             return None
-        total = self.preprocess + self.p50 + self.postprocess
+        network = 1e3 * self.batch / self.images_per_second  # the mean, so that this is never more than it alone
+        total = self.preprocess + network + self.postprocess
         return 1e3 * self.batch / total if total > 0 else None
 
     def record(self) -> dict[str, Any]:

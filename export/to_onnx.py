@@ -97,7 +97,9 @@ def _checked(arguments: Mapping[str, Any], model: DetectionModel) -> tuple[dict[
             raise UserError(f"{key}={args[key]} must be True or False.")
     if len(asked := [f"{key}={args[key]}" for key in ("half", "int8", "quantize") if args.get(key)]) > 1:
         raise UserError(f"{' and '.join(asked)} each give a precision: give quantize=16 or quantize=8 alone.")
-    args = _handle_deprecation(args)  # half= and int8= become quantize=
+    if args.get("end2end") is True and not getattr(model, "end2end", False):
+        raise UserError("end2end=True: this model has no head without an NMS; nms=True puts the NMS into the file.")
+    args = _handle_deprecation(args)  # half= and int8= become quantize=, end2end= becomes nms=
     check_limits({}, {"batch": args.setdefault("batch", DEFAULT_CFG.batch)})
     args["imgsz"] = image_size(args["imgsz"], int(model.stride.max()))
     inside = args.get("nms") or (getattr(model, "end2end", False) and not is_yolo(model))
@@ -241,7 +243,9 @@ def _converted(source: Path, precision: str, calibration: Calibration | None) ->
 
 
 def _layout(path: Path) -> str:
-    output = onnx.load(path, load_external_data=False).graph.output[0]
-    shape = [d.dim_param or d.dim_value for d in output.type.tensor_type.shape.dim]
+    graph = onnx.load(path, load_external_data=False).graph
+    image, shape = (
+        [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in (graph.input[0], graph.output[0])
+    )
     meaning = "x1, y1, x2, y2, score, class; NMS inside" if shape[-1] == 6 else "x, y, w, h, classes; NMS left outside"
-    return f"output0 {tuple(shape)}: {meaning}"
+    return f"images {tuple(image)}, output0 {tuple(shape)}: {meaning}"

@@ -155,13 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "make room" if error.errno in _FULL else "give another place"
         print(f"gid {mode}: {error.filename or 'a file'} cannot be used ({error.strerror}): {advice}.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "gid study: stopped; the same command goes on."
-            if mode == "study"
-            else f"gid {mode}: stopped; gid-train resume=True model=.../last.pt goes on from the last epoch.",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as error:
+        left = "the same command goes on" if mode == "study" else "; ".join(map(str, error.args))
+        print(f"gid {mode}: stopped{left and f'; {left}'}.", file=sys.stderr)
         return 130
     return 0
 

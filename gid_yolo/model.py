@@ -61,6 +61,9 @@ class GID(Model):
 
     trust = False
 
+    columns: dict[str, float] | None = None  # the ten columns of the last validation
+    _limits: dict[str, Any]  # of an ONNX file
+
     def __init__(
         self,
         model: str | Path = "retina_nano",
@@ -70,6 +73,8 @@ class GID(Model):
     ) -> None:
         self.__dict__["trust"] = trust is True  # before Ultralytics' constructor, which loads
         name = str(model)
+        if Path(name).is_dir() and name not in model_names() and yolo_config(f"{name}.yaml") is None:
+            raise UserError(f"model={name} is a folder: give a file in it, such as weights/best.pt of a run.")
         if Path(name).suffix == "":
             name = f"{name}.yaml"  # Ultralytics would take a bare name for a checkpoint
         super().__init__(model=name, task="detect", verbose=verbose)
@@ -93,9 +98,10 @@ class GID(Model):
                 raise UserError(
                     f"model={weights} cannot be used: give a model name, or an existing .pt, .pth, .pkl or .onnx file."
                 )
+            from gid_yolo.export.metadata import read_info
             from gid_yolo.export.providers import start
 
-            start(weights, "cpu", 1)  # which says why it cannot be opened
+            self._limits = dict(read_info(start(weights, "cpu", 1), weights).limits)  # or why it cannot be used
             super()._load(weights, task="detect")
             return
         self.model, self.ckpt = load_model(weights, trust=self.trust)
@@ -119,8 +125,8 @@ class GID(Model):
         }
 
     def _thresholds(self) -> dict[str, Any]:
-        """`conf`, `iou` and `max_det` of the loaded model; those of `cfg/default.yaml` for an ONNX file."""
-        return thresholds(self.model.yaml if isinstance(self.model, DetectionModel) else {})
+        """`conf`, `iou` and `max_det` of the loaded model, or those that an ONNX file says."""
+        return thresholds(self.model.yaml) if isinstance(self.model, DetectionModel) else dict(self._limits)
 
     def train(self, trainer: Any = None, **kwargs: Any) -> Any:
         """Train; with `teacher=`, distil. Arguments are Ultralytics' and those of `cfg/default.yaml`.

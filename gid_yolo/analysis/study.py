@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from ultralytics.utils import LOGGER, SETTINGS
 
 from gid_yolo._version import __version__
 from gid_yolo.analysis.study_file import StudyFile, read_study, with_longer, with_models
-from gid_yolo.analysis.study_plan import Planner, Study, family_of
+from gid_yolo.analysis.study_plan import Planner, Row, Study, family_of
 from gid_yolo.analysis.study_plot import draw_study
 from gid_yolo.analysis.study_runs import Runner, devices_of
 from gid_yolo.analysis.study_table import Line, markdown, tabulate, verdict, write_files
-from gid_yolo.engine.classes import check_classes
+from gid_yolo.engine.checkpoint import load_model
+from gid_yolo.engine.classes import check_classes, fit_classes
 from gid_yolo.engine.config import check_keys, without_none
 from gid_yolo.engine.recipe import read_recipe
 from gid_yolo.engine.values import check_texts, check_values
@@ -81,6 +82,8 @@ def study(
     if longer is not None:
         groups = with_longer(groups, longer)
     rows = [row for group in groups for row in planner.rows(group)]
+    if not common.get("single_cls"):
+        _check_measurable(rows, contents["names"], where, planner.trust)
     settings = {
         "name": file.name, "models": planner.models, "data": str(where), "split": split, "seeds": numbers,
         "arguments": common, "version": __version__, "runs": sorted({row.runs[numbers[0]].name for row in rows}),
@@ -170,6 +173,16 @@ def _one_class(file: StudyFile, common: dict[str, Any], names: dict[int, str]) -
     return {**common, "classes": index}
 
 
+def _check_measurable(rows: Sequence[Row], names: Mapping[int, str], data: Any, trust: bool) -> None:
+    """Refuse now, before students are trained, a teacher that could not be measured beside them.
+
+    Raises:
+        UserError: It lacks a class of the data.
+    """
+    for file in {str(run.checkpoint) for row in rows for run in row.runs.values() if run.checkpoint}:
+        fit_classes(load_model(file, "teacher", trust)[0], names, f"teacher={file}", data)
+
+
 def _pairs(model: Any, teacher: Any, trust: bool) -> list[tuple[str, str, str]]:
     """(kind, student, teacher) of each pair.
 
@@ -178,6 +191,9 @@ def _pairs(model: Any, teacher: Any, trust: bool) -> list[tuple[str, str, str]]:
     """
     models, teachers = _listed(model), _listed(teacher)
     pairs = []
+    if bool(models) != bool(teachers):
+        key = "teacher" if models else "model"
+        raise UserError(f"{key}= is missing: a study compares a student with and without a teacher.")
     for student, its_teacher in itertools.zip_longest(models, teachers):
         if student is None or its_teacher is None:
             raise UserError(

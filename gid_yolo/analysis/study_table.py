@@ -20,6 +20,7 @@ from gid_yolo.files import replaced
 
 Results = Callable[[Run], dict[str, float] | None]
 Seconds = Callable[[Run], float | None]
+LEARNT = 1.0  # percent, which a model that learns nothing does not reach
 SAME = 1.05  # times as long, which counts as the same: the clock of a shared machine is no better
 
 
@@ -120,7 +121,8 @@ def _notes(study: Study, lines: Sequence[Line]) -> Iterable[str]:
     if study.left_out:
         yield f"Left out: {', '.join(study.left_out)}; give model= and teacher= of that kind too, e.g. model=[a,b]."
     if any(len(line.cells[study.file.columns[0]].values) < len(line.row.runs) for line in lines):
-        yield "Not all runs are done: the same command goes on."
+        first = "mend what failed, and " if any(line.failures for line in lines) else ""
+        yield f"Not all runs are done: {first}the same command goes on."
 
 
 def _body(line: Line, columns: Sequence[str]) -> list[str]:
@@ -164,7 +166,11 @@ def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
     if gain is None or missing or len({row.group for row in study.rows}) > 1:
         return None
     size = f"{signed(gain.mean)} {column}"
-    if gain.low is None or gain.high is None:
+    baseline = next(other for other in lines if other.row.kind == "plain")
+    reached = [found.mean for x in (line, baseline) if (found := x.cells[column].spread)]
+    if max(reached) < LEARNT:
+        word, text = "undecided", f"Neither student reached {LEARNT:g} {column}: train longer, epochs=, before asking."
+    elif gain.low is None or gain.high is None:
         word, text = "one seed", f"One seed says {size}, and nothing about how certain that is: give seeds=3 or more."
     else:
         size += f" ({CONFIDENCE:.0%} interval {signed(gain.low)} to {signed(gain.high)}, {gain.count} seeds)"
@@ -181,7 +187,6 @@ def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
         text += f" The distilled student has {mean.mean / best.mean:.0%} of its teacher's {column}."
     longer = next((other for other in lines if other.row.kind == LONGER), None)
     lead = paired_gain(line.cells[column].values, longer.cells[column].values) if longer else None
-    baseline = next(other for other in lines if other.row.kind == "plain")
     if longer and lead:
         text += _beside_longer(line, longer, lead, column)
     elif (times := _times(line, baseline)) is not None and times >= SAME:

@@ -219,7 +219,7 @@ def _frozen_names(probe: Any, stages: int) -> list[str]:
 
 def _load_weights(body: Any, name: str, weights: bool | str | Path, indices: tuple[int, ...]) -> WeightSource:
     if weights is False or weights is None:
-        return WeightSource("random (not asked for)", loaded=False)
+        return WeightSource("random (no weights asked for)", loaded=False)
     if weights is True:
         return _download(body, name, indices)
     path = Path(weights)

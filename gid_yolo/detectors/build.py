@@ -49,8 +49,9 @@ def model_config(model: str | Path | dict[str, Any]) -> dict[str, Any]:
         elif not path.is_file():
             path = MODELS_DIR / path.name
         if not path.is_file():
-            close = difflib.get_close_matches(Path(model).stem, model_names(), n=3, cutoff=0.4) or model_names()
-            raise UserError(f"model={model} is neither a file nor a known model: did you mean {', '.join(close)}?")
+            close = difflib.get_close_matches(Path(model).stem, model_names(), n=3, cutoff=0.4)
+            advice = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(model_names())}."
+            raise UserError(f"model={model} is neither a file nor a known model: {advice}")
         try:
             config = load_yaml(path)
         except ValueError as error:

@@ -84,7 +84,7 @@ class TorchvisionMobileNet(Backbone):
 
 def _load_weights(layers: nn.Module, kind: str, weights: bool | str | Path) -> WeightSource:
     if weights is False or weights is None:
-        return WeightSource("random (not asked for)", loaded=False)
+        return WeightSource("random (no weights asked for)", loaded=False)
     try:
         if weights is True:
             state = torchvision.models.get_model_weights(kind).DEFAULT.get_state_dict(progress=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from ultralytics.cfg import get_save_dir
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, RANK
@@ -30,7 +31,7 @@ from gid_yolo.engine.gradients import GradientStatistics
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
 from gid_yolo.engine.named_data import check_class_count, check_named, check_program
 from gid_yolo.engine.origin import told_origin
-from gid_yolo.engine.place import check_place
+from gid_yolo.engine.place import Start, check_place, undone_if_refused
 from gid_yolo.engine.provenance import digest_of_labels, write_provenance
 from gid_yolo.engine.safe_load import check_file, safely
 from gid_yolo.engine.schedule import override
@@ -92,11 +93,10 @@ class DistillationTrainer(WatchedTrainer):
         merged = checked_args(defaults, overrides)
         if RANK in {-1, 0} and not overrides.get("resume"):
             check_place(merged)
-        super().__init__(defaults, overrides, _callbacks)
-        if RANK in {-1, 0} and not self.resume:  # its presence says that a run is finished
-            (self.save_dir / "coco_metrics.json").unlink(missing_ok=True)
-        if self.distilling and self.batch_size < 1:
-            raise UserError(f"batch={self.batch_size} cannot be found automatically with a teacher: give a number.")
+        with undone_if_refused(self):
+            super().__init__(defaults, overrides, _callbacks)
+            if self.distilling and self.batch_size < 1:
+                raise UserError(f"batch={self.batch_size} cannot be found automatically with a teacher: give a number.")
         if self.distilling and self.args.compile:
             LOGGER.warning("compile= is off: under a teacher the features must stay apart from the compiled graph.")
             self.args.compile = False
@@ -147,6 +147,7 @@ class DistillationTrainer(WatchedTrainer):
                 began["distill_clip"] = DEFAULTS["distill_clip"]  # likewise
             self.args.__dict__.update(began)  # so that the run's args.yaml says them
             self.args.teacher = overrides.get("teacher") or vars(self.args).get("teacher")
+        self.start = Start(get_save_dir(self.args)) if RANK in {-1, 0} else None
 
     # Data -------------------------------------------------------------------------------------------------------------
 
@@ -347,7 +348,8 @@ class DistillationTrainer(WatchedTrainer):
                     "distill_until=1 distill_decay=constant."
                 )
             self.add_callback("on_train_batch_start", set_factor)
-        if RANK in {-1, 0}:
+        if (start := self.start) is not None:
+            self.add_callback("on_train_start", lambda _: start.begin())
             write_provenance(self)
             with torch.random.fork_rng(devices=[]):
                 preflight.report(self)

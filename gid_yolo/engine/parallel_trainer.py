@@ -17,6 +17,7 @@ from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOCAL_RANK, RANK
 
+from gid_yolo.engine.place import Start, undone_if_refused
 from gid_yolo.engine.seeding import seed_all
 from gid_yolo.errors import UserError
 
@@ -34,6 +35,7 @@ class ParallelTrainer(DetectionTrainer):
     csv: Path
     last: Path
     best: Path
+    start: Start | None = None  # what this start found in its folder, of the process that writes there
 
     def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         super().__init__(cfg, overrides, _callbacks)
@@ -57,15 +59,20 @@ class ParallelTrainer(DetectionTrainer):
 
         Raises:
             UserError: One of the processes that its launcher started failed.
+            KeyboardInterrupt: As it came, with what is left to do.
         """
-        try:
-            super().train()
-        except subprocess.CalledProcessError as error:
-            left = f"{self.last} is whole: go on with gid-train resume=True model={self.last}"
-            raise UserError(
-                f"a process of the training ended with status {error.returncode}, and so all did; what it said stands "
-                f"above. {left if self.last.exists() else 'No epoch was saved yet'}."
-            ) from error
+        with undone_if_refused(self):
+            try:
+                super().train()
+            except subprocess.CalledProcessError as error:
+                left = f"{self.last} is whole: go on with gid-train resume=True model={self.last}"
+                raise UserError(
+                    f"a process of the training ended with status {error.returncode}, and so all did; what it said "
+                    f"stands above. {left if self.last.exists() else 'No epoch was saved yet'}."
+                ) from error
+            except KeyboardInterrupt:
+                left = f"gid-train resume=True model={self.last} goes on from the last epoch"
+                raise KeyboardInterrupt(left if self.last.exists() else "no epoch was saved yet") from None
 
     def _setup_ddp(self) -> None:
         if self.device.type == "cpu":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 from ultralytics.cfg import get_save_dir
 
 from gid_yolo.errors import UserError
+from gid_yolo.files import replaced
 
 _WEIGHTS = ("last.pt", "best.pt")
+_OF_A_TRAINING = ("results.csv", "nonfinite.json")
 _MADE_OF = ("teacher", "model", "pretrained", "backbone_weights", "data")
 
 
@@ -44,3 +48,43 @@ def check_place(args: Mapping[str, Any]) -> None:
             f"save_dir={args['save_dir']} holds a run already: give another folder, or exist_ok=True to replace "
             f"it{instead}."
         )
+
+
+class Start:
+    """What a start finds where its run will lie, so that one that comes to nothing leaves it so.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.made = folder, not folder.exists()
+        file = folder / "args.yaml"  # which Ultralytics writes before anything is checked
+        self.arguments = file.read_bytes() if file.is_file() else None
+
+    def begin(self) -> None:
+        """Training begins: what is there from now on is this run's, whose final evaluation says that it is finished."""
+        self.arguments = None
+        (self.folder / "coco_metrics.json").unlink(missing_ok=True)
+
+    def undo(self) -> None:
+        """Remove a folder that holds nothing of a training; else bring back the arguments of the run that is there."""
+        if self.made:
+            kept = any((self.folder / name).exists() for name in _OF_A_TRAINING)
+            if not kept and not any((self.folder / "weights").glob("*.pt")):
+                shutil.rmtree(self.folder, ignore_errors=True)
+        elif self.arguments is not None:
+            with replaced(self.folder / "args.yaml") as part:
+                part.write_bytes(self.arguments)
+
+
+@contextmanager
+def undone_if_refused(trainer: Any) -> Iterator[None]:
+    """Undo the `start` of a trainer whose run is refused, or stopped by hand, before anything was trained."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        start = vars(trainer).get("start")
+        if start is not None:
+            start.undo()
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from gid_yolo.distill.gid import GIDLoss
 from gid_yolo.distill.types import GROUND_TRUTH
 from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.coco_eval import CocoAccumulator
+from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.fade import told
 from gid_yolo.engine.gradients import Pull
@@ -205,6 +207,8 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
     validator, device = trainer.validator, trainer.device
     teacher = distillable(model.teacher_model)
     validator.device, validator.end2end = device, teacher.end2end
+    given, validator.args = validator.args, copy(validator.args)
+    vars(validator.args).update(thresholds(model.teacher_model.yaml))  # its own limits, not the student's
     # The student's class of each of the teacher's, -1 where it has none; objects that the teacher cannot know are no
     # fault of its
     student_class = torch.arange(teacher.num_classes, device=device)
@@ -237,6 +241,7 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
                 accumulator.add(*(x.float().cpu().numpy() for x in arrays))
             if accumulator.count >= trainer.args.teacher_sample:
                 break
+    validator.args = given
     if hasattr(trainer.test_loader, "reset"):
         trainer.test_loader.reset()  # its workers would go on in the middle of the set
     return accumulator.columns(), accumulator.count

@@ -16,6 +16,7 @@ from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.engine.allocations import built_from
 from gid_yolo.engine.checkpoint import is_checkpoint, load_model
 from gid_yolo.engine.classes import SharedClasses, check_classes, match_classes
+from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.origin import shared_tensors
 from gid_yolo.errors import UserError, some
@@ -94,12 +95,22 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
         _tell_idle(epochs, "the teacher is there")
         load_model(local, "teacher", args.get("trust", False))
         return local.resolve()
-    if found := find_finished_run(name, data, args.get("project")):
-        ap = load_yaml(found.parents[1] / "coco_metrics.json").get("mAP")  # JSON is yaml
-        LOGGER.info(f"teacher={name}: found a finished run on the same data (mAP {ap}), {found}")
-        _tell_idle(epochs, "the teacher is there, trained for as long as its run was")
-        return found
+    if found := best_finished_run(name, data, args.get("project")):
+        least = DEFAULTS["teacher_min_ap"] if args.get("teacher_min_ap") is None else args["teacher_min_ap"]
+        ap, best = found
+        said = f"teacher={name}: found a finished run on the same data ({_measured(ap, best)}), {best}"
+        if ap >= least:
+            LOGGER.info(said)
+            _tell_idle(epochs, f"the teacher is there; for another, gid-train model={name}, and give its best.pt")
+            return best.resolve()
+        LOGGER.warning(f"{said}, which is under teacher_min_ap={least}: another is trained.")
     return train_teacher(name, data, args)
+
+
+def _measured(ap: float, best: Path) -> str:
+    """A finished run in a few words."""
+    args = load_yaml(best.parents[1] / "args.yaml")
+    return f"mAP {ap:.1f}, {args.get('epochs')} epochs at {args.get('imgsz')} px"
 
 
 def _tell_idle(epochs: Any, why: str) -> None:
@@ -121,9 +132,9 @@ def check_teacher_name(name: str) -> None:
 
 
 def find_finished_run(name: str, data: str | Path, project: str | Path | None = None) -> Path | None:
-    """The best.pt of the newest finished plain run of model `name` on `data`, or None; see `finished_runs`."""
-    runs = [(best.stat().st_mtime, best) for best in finished_runs(name, data, project)]
-    return max(runs)[1].resolve() if runs else None
+    """The best.pt of the most accurate finished plain run of model `name` on `data`, or None; see `finished_runs`."""
+    found = best_finished_run(name, data, project)
+    return found[1].resolve() if found else None
 
 
 def best_finished_run(name: str, data: str | Path, project: str | Path | None = None) -> tuple[float, Path] | None:

@@ -70,7 +70,7 @@ def images_unchanged() -> Iterator[None]:
 def reason_of(error: BaseException) -> str:
     """What an error of Ultralytics' says, in a line."""
     error = error.__cause__ or error  # Ultralytics says less in the error that it makes of another
-    text = remove_colorstr(str(error)).replace("\N{CROSS MARK}", "").strip()
+    text = remove_colorstr(str(error)).replace("\N{CROSS MARK}", "").partition("\nNote dataset download")[0].strip()
     return printable(text or type(error).__name__, 300).rstrip(".") + "."
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from engine_helpers import FAST
+from engine_helpers import FAST, write_data
 
 from gid_yolo.analysis.study import study
 from gid_yolo.analysis.study_file import read_study, with_longer, with_models
@@ -290,7 +290,8 @@ PAIR = {"name": "verdict", "model": "retina_nano", "teacher": "retina_small"}
         ({**PAIR, "longer": 1}, "longer=1 must be a number above 1"),
         ({**PAIR, "longer": [2]}, "longer=[2] must be a number above 1"),
         ({"name": "table7", "jobs": 0}, "jobs=0 must be a whole number"),
-        ({"name": "table7", "model": "retina_nano"}, "must be pairs"),
+        ({"name": "table7", "model": "retina_nano"}, "teacher= is missing"),
+        ({"name": "table7", "teacher": "a.pt"}, "model= is missing"),
         ({"name": "table7", "model": ["retina_nano", "fcos_nano"], "teacher": ["a.pt"]}, "must be pairs"),
         ({"name": "table1", "model": "yolo11n.yaml", "teacher": "a.pt"}, "is a yolo, and table1 compares"),
         ({"name": "table7", "model": ["retina_nano", "fcos_nano"], "teacher": ["a.pt", "b.pt"]}, "one pair at a time"),
@@ -317,6 +318,13 @@ def test_what_cannot_be_studied_is_said_in_one_sentence(arguments, message, data
     with pytest.raises(UserError) as error:
         study(**{"data": str(data), "project": str(tmp_path), "plan": True, **arguments})
     assert message in str(error.value)
+
+
+def test_a_teacher_that_could_not_be_measured_is_refused_before_students_are_trained(checkpoints, tmp_path) -> None:
+    more = write_data(tmp_path / "three", names=("a", "b", "c"))
+    given = {**PAIR, "teacher": checkpoints["retina_nano"], "project": str(tmp_path / "study"), "plan": True}
+    with pytest.raises(UserError, match=r"teacher=.*best\.pt knows 2 classes \(a, b\), but data=.* has 3 \(a, b, c\)"):
+        study(**given, data=str(more))
 
 
 GROUP = {

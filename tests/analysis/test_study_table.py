@@ -70,6 +70,7 @@ def test_a_failed_run_is_named_with_its_reason() -> None:
     study, results = make("table7", {"K = 0 (student)": [10.0], "K = 5": [None]})
     text = markdown(study, tabulate(study, results, {"K = 5-0": "gid train: no memory."}))
     assert "FAILED: RetinaNet, K = 5: gid train: no memory." in text
+    assert "Not all runs are done: mend what failed, and the same command goes on." in text
     assert cells(text)["K = 5"] == ["- (38.9)", "(+2.7)", "0 of 1", ""]
 
 
@@ -99,6 +100,14 @@ def test_the_verdict(distilled, word, sentence) -> None:
     assert sentence in said["sentence"]
     share = sum(distilled) / len(distilled) / 20
     assert f"The distilled student has {share:.0%} of its teacher's mAP." in said["sentence"]
+
+
+def test_nothing_is_judged_of_students_that_learnt_nothing() -> None:
+    for best, word in ((0.9, "undecided"), (1.0, "one seed")):
+        study, results = make("verdict", {"teacher": [20.0], "plain": [0.1], "distilled": [best]})
+        said = verdict(study, tabulate(study, results, {}))
+        assert said["verdict"] == word
+        assert ("Neither student reached 1 mAP: train longer" in said["sentence"]) == (best < 1)
 
 
 @pytest.mark.parametrize(("teacher", "weak"), [(15.0, False), (14.9, True), (11.0, True)])

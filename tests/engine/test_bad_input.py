@@ -103,6 +103,13 @@ def test_missing_model_argument(capsys):
     assert "model= is missing" in sentence(capsys, "val")
 
 
+def test_a_model_that_is_a_folder_or_like_nothing(capsys, tmp_path):
+    text = sentence(capsys, "val", f"model={tmp_path}", "data=x.yaml")
+    assert f"model={tmp_path} is a folder: give a file in it, such as weights/best.pt" in text
+    assert "did you mean retina_nano" in sentence(capsys, "val", "model=retina_nana", "data=x.yaml")
+    assert "a known model: choose from fcos_" in sentence(capsys, "val", "model=xyzzy", "data=x.yaml")
+
+
 def test_missing_data_yaml(capsys):
     text = sentence(capsys, "train", "model=retina_nano", "data=gone.yaml", *FAST)
     assert "gone.yaml" in text

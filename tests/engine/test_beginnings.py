@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from engine_helpers import FAST
+from engine_helpers import FAST, write_data
 from ultralytics.utils import LOGGER
 
 from gid_yolo.cli import main
@@ -51,6 +51,47 @@ def test_a_run_writes_over_no_other_unless_it_is_told_to(data, tmp_path) -> None
         GIDTrainer(overrides=given)
     GIDTrainer(overrides={**given, "exist_ok": True, "seed": 3}).train()
     assert digests(tmp_path)["best.pt"] != before["best.pt"]
+
+
+def test_a_start_that_is_refused_leaves_no_folder(data, tmp_path, teacher) -> None:
+    given = settings(data, tmp_path / "run", model="retina_nano")
+    elsewhere = write_data(tmp_path / "elsewhere")
+    for file in (elsewhere.parent / "labels" / "train").glob("*.txt"):
+        file.write_text("")
+    for more in ({"data": str(elsewhere)}, {"teacher": str(teacher), "teacher_min_ap": 101}):
+        with pytest.raises(UserError, match=r"has no boxes in its train split|it has nothing to teach"):
+            GIDTrainer(overrides={**given, **more}).train()
+        assert not (tmp_path / "run").exists()
+    GIDTrainer(overrides=given).train()
+    before = digests(tmp_path / "run")
+    with pytest.raises(UserError, match="it has nothing to teach"):
+        GIDTrainer(overrides={**given, "exist_ok": True, "teacher": str(teacher), "teacher_min_ap": 101}).train()
+    after = digests(tmp_path / "run")
+    assert {name: after[name] for name in ("args.yaml", "coco_metrics.json", "last.pt")} == {
+        name: before[name] for name in ("args.yaml", "coco_metrics.json", "last.pt")
+    }
+
+
+@pytest.mark.parametrize(("epoch", "left"), [(0, "no epoch was saved yet"), (1, "gid-train resume=True model={last}")])
+def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(data, tmp_path, monkeypatch, capsys, epoch, left) -> None:
+    def stop(trainer) -> None:
+        if trainer.epoch == epoch:
+            raise KeyboardInterrupt
+
+    trainer = GIDTrainer(overrides=settings(data, tmp_path / "run", model="retina_nano", iterations=None, epochs=2))
+    trainer.add_callback("on_train_epoch_start", stop)
+    monkeypatch.setattr("gid_yolo.cli.run", lambda *_: trainer.train())
+    assert main(["train", "model=retina_nano"]) == 130
+    expected = left.format(last=trainer.last)
+    assert f"gid train: stopped; {expected}" in capsys.readouterr().err
+    assert (tmp_path / "run").exists() == (epoch > 0)
+    monkeypatch.setattr("gid_yolo.cli.run", stop_at_once)
+    assert main(["val", "model=retina_nano"]) == 130
+    assert capsys.readouterr().err == "gid val: stopped.\n"
+
+
+def stop_at_once(*_) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("key", ["teacher", "model", "pretrained", "backbone_weights"])

@@ -119,8 +119,10 @@ def test_a_run_killed_in_its_final_evaluation_is_finished_by_it_alone(settings, 
     again.add_callback("on_train_epoch_start", lambda _: pytest.fail("an epoch was trained"))
     again.train()
     equal_runs(whole, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="is a finished run, there is nothing to resume"):
         resume(trainer.last)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_a_checkpoint_without_the_exact_state_goes_on_with_a_warning(settings, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from engine_helpers import FAST, write_data
 from ultralytics.utils import LOGGER
 
+from gid_yolo.engine import teacher as teacher_module
 from gid_yolo.engine.checkpoint import fingerprint, load_model
 from gid_yolo.engine.teacher import (
     best_finished_run,
@@ -76,20 +77,34 @@ def test_a_file_in_the_working_folder_comes_first(data, teacher):
     assert resolve_teacher("retina_small", data, {}) == Path("retina_small.pt").resolve()
 
 
-def test_a_finished_run_on_the_same_data_is_found_and_no_other(data, tmp_path):
+def test_a_finished_run_on_the_same_data_is_found_and_no_other(data, tmp_path, monkeypatch):
     trainer = GIDTrainer(overrides={**FAST, "model": "retina_nano", "data": str(data)})
     trainer.train()
     assert find_finished_run("retina_nano", data) == trainer.best.resolve()
-    assert resolve_teacher("retina_nano", data, {}) == trainer.best.resolve()
+    assert resolve_teacher("retina_nano", data, {"teacher_min_ap": 0}) == trainer.best.resolve()
     assert find_finished_run("retina_small", data) is None
     assert find_finished_run("retina_nano", write_data(tmp_path / "elsewhere")) is None
     metrics = trainer.save_dir / "coco_metrics.json"
+    found = metrics.read_text()
     metrics.write_text("[1, 2")
     assert best_finished_run("retina_nano", data) is None
+    metrics.write_text(found)
+    worse = trainer.save_dir.with_name("worse")
+    shutil.copytree(trainer.save_dir, worse)
     damaged = trainer.save_dir.with_name("damaged")
     shutil.copytree(trainer.save_dir, damaged)
     (damaged / "args.yaml").write_text("model: [")
-    assert find_finished_run("retina_nano", data) == trainer.best.resolve()
+    for of, ap in ((trainer.save_dir, 7.0), (worse, 3.0), (damaged, 9.0)):
+        (of / "coco_metrics.json").write_text(json.dumps({**json.loads(found), "mAP": ap}))
+    assert find_finished_run("retina_nano", data) == trainer.best.resolve()  # the best, not the newest
+    monkeypatch.setattr(teacher_module, "train_teacher", lambda name, *_: Path(f"{name} anew"))
+    for least, expected in (
+        (7, trainer.best.resolve()),
+        (7.5, Path("retina_nano anew")),
+        (None, trainer.best.resolve()),
+    ):
+        assert resolve_teacher("retina_nano", data, {"teacher_min_ap": least}) == expected
+    shutil.rmtree(worse)
     metrics.unlink()  # as if it had been interrupted
     assert find_finished_run("retina_nano", data) is None
 

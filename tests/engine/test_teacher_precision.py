@@ -7,9 +7,12 @@ from test_no_waiting import PAIRS, make_batch, make_pair
 from ultralytics.utils import LOGGER
 from ultralytics.utils.ops import xyxy2xywh
 
+from gid_yolo.detectors.build import model_config
+from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.teacher_student import check_precision
 from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.errors import UserError
 
 
@@ -47,6 +50,18 @@ def test_float32_takes_the_teacher_out_of_the_runs_own_precision() -> None:
         model.precision = torch.float32
         kept, kept_raw = model.taught(images)
     assert all(torch.equal(x, y) for x, y in zip([*features, raw.logits], [*kept, kept_raw.logits], strict=True))
+
+
+def test_a_teacher_of_another_kind_is_measured_by_its_own_limits(data, teacher, tmp_path, monkeypatch) -> None:
+    used = []
+    found = GIDValidator.postprocess
+    monkeypatch.setattr(GIDValidator, "postprocess", lambda v, x: (used.append(v.args.iou), found(v, x))[1])
+    settings = {**FAST, "model": "fcos_nano", "data": str(data), "teacher": str(teacher), "gid_response": 0}
+    trainer = GIDTrainer(overrides={**settings, "save_dir": str(tmp_path / "run"), "epochs": 1})
+    trainer.train()
+    first, last = thresholds(model_config("retina_nano"))["iou"], thresholds(model_config("fcos_nano"))["iou"]
+    assert first != last
+    assert (used[0], used[-1]) == (first, last)
 
 
 @pytest.mark.parametrize("own", ["bf16", None])

@@ -196,10 +196,10 @@ def test_files_hold_the_rows(tmp_path):
 
 
 def test_what_follows_from_the_numbers_has_a_name_too():
-    row = make_row("model", batch=4, p50=30.0, preprocess=6.0, postprocess=4.0)
+    row = make_row("model", batch=4, p50=30.0, preprocess=6.0, postprocess=4.0, images_per_second=100.0)
     found = row.flat()
     assert found["per_image"] == 7.5
-    assert found["end_to_end"] == 100.0  # 4 images in 40 ms
+    assert found["end_to_end"] == 80.0  # 4 images in 6 + 40 + 4 ms: the network's mean, as its images per second are
     assert set(COLUMNS) | {"memory", "ap_drop", "p99", "parity", "height", "provider"} <= set(found)
     assert replace(row, preprocess=None).end_to_end is None
 

@@ -13,6 +13,7 @@ from ultralytics import YOLO
 
 import gid_yolo.export.providers as providers
 import gid_yolo.export.session as session
+from gid_yolo import GID
 from gid_yolo.cfg import model_names
 from gid_yolo.detectors import model_config
 from gid_yolo.engine.config import thresholds
@@ -181,6 +182,7 @@ def test_a_file_says_the_limits_it_is_evaluated_with(files):
         name = FILES[kind][0]
         config = {"head": []} if name.startswith("yolo") else model_config(name)
         assert OnnxDetector(files(kind), provider="cpu").info.limits == thresholds(config)
+        assert GID(str(files(kind)))._thresholds() == thresholds(config)  # what gid-val and gid-predict go by
 
 
 def test_half_precision_input(tmp_path):

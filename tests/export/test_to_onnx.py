@@ -11,6 +11,7 @@ import pytest
 import torch
 from runtime_helpers import NAMES, export, picture
 from ultralytics import YOLO
+from ultralytics.utils import LOGGER
 
 from gid_yolo import GID
 from gid_yolo.data import synthetic_dataset
@@ -256,13 +257,20 @@ def test_what_nms_means_for_a_yolo_that_needs_none(tmp_path):
     assert shapes(export(tmp_path, "yolo11n.yaml", [64, 96], nms=False))[1] == [1, 7, 126]  # it has no such head
 
 
-def test_the_command_takes_nms(tmp_path):
+def test_the_command_takes_nms(tmp_path, monkeypatch):
     path = tmp_path / "best.pt"
     made = model()
     torch.save({"model": made.half(), "train_args": {"imgsz": 64}, "epoch": -1}, path)
+    said = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(LOGGER, level, lambda text="", *_, **__: said.append(str(text)))
     file = GID(path).export(nms=True, imgsz=70)
+    assert any("imgsz=70 is rounded up to [96]: the network takes multiples of 32" in text for text in said)
+    assert "images (1, 3, 96, 96), output0 (1, 300, 6): x1, y1" in said[-1]
     assert shapes(file) == [[1, 3, 96, 96], [1, 300, 6]]  # rounded up to the stride; the model's own max_det
     assert "'nms': True" in metadata(file)["args"]
+    with pytest.raises(UserError, match="no head without an NMS; nms=True puts the NMS into the file"):
+        GID(path).export(end2end=True)
     for given in ({"nms": "no"}, {"batch": 0}, {"end2end": "maybe"}):
         with pytest.raises(UserError, match=next(iter(given))):
             GID(path).export(**given)
