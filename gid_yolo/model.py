@@ -73,10 +73,12 @@ class GID(Model):
     ) -> None:
         self.__dict__["trust"] = trust is True  # before Ultralytics' constructor, which loads
         name = str(model)
-        if Path(name).is_dir() and name not in model_names() and yolo_config(f"{name}.yaml") is None:
+        as_yaml = f"{name}.yaml"
+        known = name in model_names() or Path(as_yaml).is_file() or yolo_config(as_yaml) is not None
+        if Path(name).is_dir() and not known:
             raise UserError(f"model={name} is a folder: give a file in it, such as weights/best.pt of a run.")
         if Path(name).suffix == "":
-            name = f"{name}.yaml"  # Ultralytics would take a bare name for a checkpoint
+            name = as_yaml  # Ultralytics would take a bare name for a checkpoint
         super().__init__(model=name, task="detect", verbose=verbose)
 
     def _new(self, cfg: str, task: str | None = None, verbose: bool = False) -> None:

@@ -82,8 +82,7 @@ def study(
     if longer is not None:
         groups = with_longer(groups, longer)
     rows = [row for group in groups for row in planner.rows(group)]
-    if not common.get("single_cls"):
-        _check_measurable(rows, contents["names"], where, planner.trust)
+    _check_measurable(rows, contents["names"], where, planner.trust)
     settings = {
         "name": file.name, "models": planner.models, "data": str(where), "split": split, "seeds": numbers,
         "arguments": common, "version": __version__, "runs": sorted({row.runs[numbers[0]].name for row in rows}),
@@ -179,7 +178,8 @@ def _check_measurable(rows: Sequence[Row], names: Mapping[int, str], data: Any, 
     Raises:
         UserError: It lacks a class of the data.
     """
-    for file in {str(run.checkpoint) for row in rows for run in row.runs.values() if run.checkpoint}:
+    runs = (run for row in rows for run in row.runs.values() if run.checkpoint and not run.args.get("single_cls"))
+    for file in {str(run.checkpoint) for run in runs}:
         fit_classes(load_model(file, "teacher", trust)[0], names, f"teacher={file}", data)
 
 

@@ -192,7 +192,7 @@ class Planner:
             own, found = self._run(name, args), Path(f"{name}.pt")
             if not found.is_file():
                 anew = any(key in args for key in OF_DATA) or (self.folder / own.name).exists()
-                run = None if anew else find_finished_run(name, self.data)
+                run = None if anew else find_finished_run(name, self.data, self.common)
                 if run is None:
                     LOGGER.info(f"teacher={name} is trained for this study, as {own.name}.")
                     return self.folder / own.name / "weights" / "best.pt", own, own.name

@@ -16,9 +16,7 @@ from gid_yolo.ops.precision import wide
 from gid_yolo.ops.roi_pool import roi_crops
 
 OUTSIDE = -1e6  # pixels; RoIAlign neither reads nor writes for a sample over one cell outside its map
-MOST_EVERYWHERE = (
-    1024  # instances of a batch that take room on every level; of more, only their own level's are cropped
-)
+MOST_EVERYWHERE = 1024  # instances of a batch; of more, each is cropped on its own level alone
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class RoIPlan:
 
     Attributes:
         rois: Per level, (N_l, 5): image index and xyxy in input pixels; the level's own instances. On a GPU, up to
-            `MOST_EVERYWHERE`, all of them, those of other levels outside the image, where a crop is 0, of nothing.
+            `MOST_EVERYWHERE`, all of them, those of other levels outside the image, where a crop is 0.
         restore: (B * K,) position of each instance in the concatenation of all levels.
         shape: (B, K).
     """

@@ -348,8 +348,7 @@ class DistillationTrainer(WatchedTrainer):
                     "distill_until=1 distill_decay=constant."
                 )
             self.add_callback("on_train_batch_start", set_factor)
-        if (start := self.start) is not None:
-            self.add_callback("on_train_start", lambda _: start.begin())
+        if RANK in {-1, 0}:
             write_provenance(self)
             with torch.random.fork_rng(devices=[]):
                 preflight.report(self)

@@ -36,9 +36,15 @@ class ParallelTrainer(DetectionTrainer):
     last: Path
     best: Path
     start: Start | None = None  # what this start found in its folder, of the process that writes there
+    saved: bool = False  # this start has saved an epoch
 
     def __init__(self, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         super().__init__(cfg, overrides, _callbacks)
+        if self.ddp or (self.start and self.start.folder != self.save_dir):
+            self.start = None  # the processes that this one launches have the folder, or another run took it meanwhile
+        if self.start:
+            self.add_callback("on_train_start", self.start.begin)
+        self.add_callback("on_model_save", self._note_save)
         if LOCAL_RANK == -1:
             return
         _end_with_a_sentence()
@@ -71,8 +77,18 @@ class ParallelTrainer(DetectionTrainer):
                     f"stands above. {left if self.last.exists() else 'No epoch was saved yet'}."
                 ) from error
             except KeyboardInterrupt:
-                left = f"gid-train resume=True model={self.last} goes on from the last epoch"
-                raise KeyboardInterrupt(left if self.last.exists() else "no epoch was saved yet") from None
+                raise KeyboardInterrupt(self._what_is_left()) from None
+
+    def _note_save(self, _: Any) -> None:
+        self.saved = True
+
+    def _what_is_left(self) -> str:
+        """How a run goes on that was stopped by hand."""
+        if self.saved or (self.ddp and self.last.exists()):
+            return f"gid-train resume=True model={self.last} goes on from the last epoch"
+        if self.resume:
+            return f"gid-train resume=True model={self.args.resume} goes on as before"
+        return "no epoch was saved yet"
 
     def _setup_ddp(self) -> None:
         if self.device.type == "cpu":

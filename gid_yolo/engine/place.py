@@ -16,6 +16,7 @@ from gid_yolo.files import replaced
 
 _WEIGHTS = ("last.pt", "best.pt")
 _OF_A_TRAINING = ("results.csv", "nonfinite.json")
+_RECORDS = ("*.yaml", "*.csv", "*.json")
 _MADE_OF = ("teacher", "model", "pretrained", "backbone_weights", "data")
 
 
@@ -51,7 +52,7 @@ def check_place(args: Mapping[str, Any]) -> None:
 
 
 class Start:
-    """What a start finds where its run will lie, so that one that comes to nothing leaves it so.
+    """What a start finds where its run will lie, so that one that is refused leaves it so.
 
     Args:
         folder: Of the run.
@@ -59,23 +60,25 @@ class Start:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.made = folder, not folder.exists()
-        file = folder / "args.yaml"  # which Ultralytics writes before anything is checked
-        self.arguments = file.read_bytes() if file.is_file() else None
+        # The records of the run that is there; Ultralytics replaces or removes some before anything is checked
+        self.records = {x: x.read_bytes() for suffix in _RECORDS for x in folder.glob(suffix) if x.is_file()}
 
-    def begin(self) -> None:
+    def begin(self, _: Any) -> None:
         """Training begins: what is there from now on is this run's, whose final evaluation says that it is finished."""
-        self.arguments = None
+        self.records = {}
         (self.folder / "coco_metrics.json").unlink(missing_ok=True)
 
     def undo(self) -> None:
-        """Remove a folder that holds nothing of a training; else bring back the arguments of the run that is there."""
+        """Remove a folder that holds nothing of a training; else bring back the records of the run that is there."""
         if self.made:
             kept = any((self.folder / name).exists() for name in _OF_A_TRAINING)
             if not kept and not any((self.folder / "weights").glob("*.pt")):
                 shutil.rmtree(self.folder, ignore_errors=True)
-        elif self.arguments is not None:
-            with replaced(self.folder / "args.yaml") as part:
-                part.write_bytes(self.arguments)
+            return
+        for file, contents in self.records.items():
+            if file.parent.is_dir() and (not file.is_file() or file.read_bytes() != contents):
+                with replaced(file) as part:
+                    part.write_bytes(contents)
 
 
 @contextmanager
@@ -85,6 +88,6 @@ def undone_if_refused(trainer: Any) -> Iterator[None]:
         yield
     except (UserError, KeyboardInterrupt):
         start = vars(trainer).get("start")
-        if start is not None:
+        if start is not None and vars(trainer).get("save_dir") == start.folder:  # else another run took it meanwhile
             start.undo()
         raise

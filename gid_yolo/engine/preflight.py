@@ -115,9 +115,11 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
         raise UserError("the teacher is not frozen: something put it back into training mode.")
     columns, images = teacher_columns(trainer, model)
     if columns["mAP"] < args.teacher_min_ap:
+        half = "; its numbers may be too large for half precision, which teacher_precision=fp32 keeps it from"
         raise UserError(
             f"teacher={args.teacher} reaches mAP {columns['mAP']:.1f} on {images} validation images, under "
-            f"teacher_min_ap={args.teacher_min_ap}: it has nothing to teach; train it longer, or set teacher_min_ap=0."
+            f"teacher_min_ap={args.teacher_min_ap}: it has nothing to teach; train it longer, or set teacher_min_ap=0"
+            f"{half if trainer.teacher_in_float16 else ''}."
         )
     if warning := _too_weak(trainer, columns["mAP"]):
         LOGGER.warning(warning)
@@ -208,7 +210,9 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
     teacher = distillable(model.teacher_model)
     validator.device, validator.end2end = device, teacher.end2end
     given, validator.args = validator.args, copy(validator.args)
-    vars(validator.args).update(thresholds(model.teacher_model.yaml))  # its own limits, not the student's
+    usual = thresholds(model.student_model.yaml)  # which give way to the teacher's own; limits that were given do not
+    own = {k: v for k, v in thresholds(model.teacher_model.yaml).items() if vars(given)[k] in (None, usual[k])}
+    vars(validator.args).update(own)
     # The student's class of each of the teacher's, -1 where it has none; objects that the teacher cannot know are no
     # fault of its
     student_class = torch.arange(teacher.num_classes, device=device)

@@ -95,22 +95,10 @@ def resolve_teacher(teacher: str | Path, data: str | Path, args: dict[str, Any])
         _tell_idle(epochs, "the teacher is there")
         load_model(local, "teacher", args.get("trust", False))
         return local.resolve()
-    if found := best_finished_run(name, data, args.get("project")):
-        least = DEFAULTS["teacher_min_ap"] if args.get("teacher_min_ap") is None else args["teacher_min_ap"]
-        ap, best = found
-        said = f"teacher={name}: found a finished run on the same data ({_measured(ap, best)}), {best}"
-        if ap >= least:
-            LOGGER.info(said)
-            _tell_idle(epochs, f"the teacher is there; for another, gid-train model={name}, and give its best.pt")
-            return best.resolve()
-        LOGGER.warning(f"{said}, which is under teacher_min_ap={least}: another is trained.")
+    if found := find_finished_run(name, data, args):
+        _tell_idle(epochs, f"the teacher is there; for another, gid-train model={name}, and give its best.pt")
+        return found
     return train_teacher(name, data, args)
-
-
-def _measured(ap: float, best: Path) -> str:
-    """A finished run in a few words."""
-    args = load_yaml(best.parents[1] / "args.yaml")
-    return f"mAP {ap:.1f}, {args.get('epochs')} epochs at {args.get('imgsz')} px"
 
 
 def _tell_idle(epochs: Any, why: str) -> None:
@@ -131,10 +119,32 @@ def check_teacher_name(name: str) -> None:
         )
 
 
-def find_finished_run(name: str, data: str | Path, project: str | Path | None = None) -> Path | None:
-    """The best.pt of the most accurate finished plain run of model `name` on `data`, or None; see `finished_runs`."""
-    found = best_finished_run(name, data, project)
-    return found[1].resolve() if found else None
+def find_finished_run(name: str, data: str | Path, args: Mapping[str, Any]) -> Path | None:
+    """The best.pt of the most accurate finished plain run of model `name` on `data`, or None; see `finished_runs`.
+
+    Args:
+        name: Of a model.
+        data: Path of the data yaml.
+        args: Of the student's run, `project` and `teacher_min_ap` among them.
+
+    Raises:
+        UserError: It has nothing to teach. A run of the same length would hardly have more.
+    """
+    found = best_finished_run(name, data, args.get("project"))
+    if found is None:
+        return None
+    ap, best = found
+    length = load_yaml(best.parents[1] / "args.yaml")
+    steps = f"{length['iterations']} iterations" if length.get("iterations") else f"{length.get('epochs')} epochs"
+    said = f"a finished run on the same data (mAP {ap:.1f}, {steps} at {length.get('imgsz')} px), {best}"
+    least = DEFAULTS["teacher_min_ap"] if args.get("teacher_min_ap") is None else args["teacher_min_ap"]
+    if ap < least:
+        raise UserError(
+            f"teacher={name}: the best there is, {said}, is under teacher_min_ap={least}: train a better one, "
+            f"gid-train model={name} data={data}, which is then found, or set teacher_min_ap=0."
+        )
+    LOGGER.info(f"teacher={name}: found {said}")
+    return best.resolve()
 
 
 def best_finished_run(name: str, data: str | Path, project: str | Path | None = None) -> tuple[float, Path] | None:
@@ -205,7 +215,7 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
         seconds = seconds_per_image(name, trainer.args.imgsz, trainer.device)
         takes = f"about {duration(seen * seconds)}"
     except torch.OutOfMemoryError:  # in float32, which the training need not be in
-        takes = "nobody knows how long"
+        takes = "in a time that could not be measured (too little memory)"
     torch.cuda.empty_cache()  # which the processes of a launcher would lack
     LOGGER.info(
         f"\nteacher={name}: there is no {name}.pt here and no finished run on {data}, so it is trained first.\n"

@@ -168,9 +168,14 @@ class WatchedTrainer(ScheduledTrainer):
 
     def _sentence(self, reading: Reading) -> str:
         own = bool(self.amp) and set(reading.bad_terms) <= set(self.terms_in_half)
-        precision = getattr(unwrap_model(self.model), "precision", None)  # the teacher's, where it has its own
-        float16 = precision == torch.float16 or (precision is None and self.amp and self.args.amp != "bf16")
-        return sentence_of(reading, self.distilling, half=bool(self.amp), half_terms=own, half_teacher=bool(float16))
+        half_teacher = self.teacher_in_float16
+        return sentence_of(reading, self.distilling, half=bool(self.amp), half_terms=own, half_teacher=half_teacher)
+
+    @property
+    def teacher_in_float16(self) -> bool:
+        """Whether a teacher computes in float16, whose largest number is 65504: by its own precision, or by `amp=`."""
+        precision = getattr(unwrap_model(self.model), "precision", None)
+        return precision == torch.float16 or (precision is None and bool(self.amp) and self.args.amp != "bf16")
 
     def _must_stop(self, reason: str, *, shared: bool) -> None:
         self._stop_reason = self._stop_reason or (shared, reason)

@@ -45,7 +45,8 @@ def _roi_align(feature: Tensor, rois: Tensor, size: int, *, stride: int, samples
 
     Its function of the same name would not call it on a GPU where deterministic algorithms are asked for, as
     Ultralytics does, but compile a version in Python: one with other values across the border of the map, that
-    computes crops outside it, and with `samples` 0 as many points a bin as the map has cells.
+    computes crops outside it, and with `samples` 0 as many points a bin as the map has cells. The operator's backward
+    pass adds up in no fixed order there, so that a run on a GPU is not repeated to the last bit.
     """
     return torch.ops.torchvision.roi_align(feature, rois, 1 / stride, size, size, samples, aligned)
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from engine_helpers import FAST, write_data
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER
 
 from gid_yolo.cli import main
@@ -66,25 +68,65 @@ def test_a_start_that_is_refused_leaves_no_folder(data, tmp_path, teacher) -> No
     before = digests(tmp_path / "run")
     with pytest.raises(UserError, match="it has nothing to teach"):
         GIDTrainer(overrides={**given, "exist_ok": True, "teacher": str(teacher), "teacher_min_ap": 101}).train()
-    after = digests(tmp_path / "run")
-    assert {name: after[name] for name in ("args.yaml", "coco_metrics.json", "last.pt")} == {
-        name: before[name] for name in ("args.yaml", "coco_metrics.json", "last.pt")
-    }
+    assert digests(tmp_path / "run") == before
 
 
+def test_a_start_removes_nothing_that_another_run_made_meanwhile(data, tmp_path, monkeypatch) -> None:
+    given = {**settings(data, tmp_path / "run", model="retina_nano"), "project": str(tmp_path), "name": "run"}
+    del given["save_dir"]
+    read = GIDTrainer.get_dataset
+
+    def late(self):  # the other took the name between this start's look and its own folder
+        raise UserError("no data")
+
+    class Taken(GIDTrainer):
+        def check_resume(self, overrides):
+            super().check_resume(overrides)
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "args.yaml").write_text("theirs")
+
+    monkeypatch.setattr(Taken, "get_dataset", late)
+    with pytest.raises(UserError, match="no data"):
+        Taken(overrides=given)
+    assert (tmp_path / "run" / "args.yaml").read_text() == "theirs"
+    monkeypatch.setattr(Taken, "get_dataset", read)
+    shutil.rmtree(tmp_path / "run")
+    assert Taken(overrides=given).start is None
+
+
+def test_the_process_that_launches_others_undoes_nothing(data, tmp_path, monkeypatch) -> None:
+    trainer = GIDTrainer(overrides=settings(data, tmp_path / "run", model="retina_nano"))
+    assert trainer.start is not None
+
+    def launch(self, *args, **kwargs) -> None:
+        begin(self, *args, **kwargs)
+        self.ddp = True
+
+    begin = DetectionTrainer.__init__
+    monkeypatch.setattr(DetectionTrainer, "__init__", launch)
+    assert GIDTrainer(overrides=settings(data, tmp_path / "two", model="retina_nano")).start is None
+
+
+@pytest.mark.parametrize("over", [False, True])
 @pytest.mark.parametrize(("epoch", "left"), [(0, "no epoch was saved yet"), (1, "gid-train resume=True model={last}")])
-def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(data, tmp_path, monkeypatch, capsys, epoch, left) -> None:
+def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(
+    data, tmp_path, monkeypatch, capsys, epoch, left, over
+) -> None:
+    if over:  # whose last.pt is not this run's
+        GIDTrainer(overrides=settings(data, tmp_path / "run", model="retina_nano")).train()
+
     def stop(trainer) -> None:
         if trainer.epoch == epoch:
             raise KeyboardInterrupt
 
-    trainer = GIDTrainer(overrides=settings(data, tmp_path / "run", model="retina_nano", iterations=None, epochs=2))
+    given = settings(data, tmp_path / "run", model="retina_nano", iterations=None, epochs=2, exist_ok=over)
+    trainer = GIDTrainer(overrides=given)
     trainer.add_callback("on_train_epoch_start", stop)
     monkeypatch.setattr("gid_yolo.cli.run", lambda *_: trainer.train())
     assert main(["train", "model=retina_nano"]) == 130
     expected = left.format(last=trainer.last)
     assert f"gid train: stopped; {expected}" in capsys.readouterr().err
-    assert (tmp_path / "run").exists() == (epoch > 0)
+    assert (tmp_path / "run").exists() == (epoch > 0 or over)
     monkeypatch.setattr("gid_yolo.cli.run", stop_at_once)
     assert main(["val", "model=retina_nano"]) == 130
     assert capsys.readouterr().err == "gid val: stopped.\n"

@@ -9,7 +9,6 @@ import torch
 from engine_helpers import FAST, write_data
 from ultralytics.utils import LOGGER
 
-from gid_yolo.engine import teacher as teacher_module
 from gid_yolo.engine.checkpoint import fingerprint, load_model
 from gid_yolo.engine.teacher import (
     best_finished_run,
@@ -21,6 +20,8 @@ from gid_yolo.engine.teacher import (
 )
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
+
+ANY = {"teacher_min_ap": 0}
 
 
 def test_classes_are_shared_by_name_in_the_students_order():
@@ -77,13 +78,13 @@ def test_a_file_in_the_working_folder_comes_first(data, teacher):
     assert resolve_teacher("retina_small", data, {}) == Path("retina_small.pt").resolve()
 
 
-def test_a_finished_run_on_the_same_data_is_found_and_no_other(data, tmp_path, monkeypatch):
+def test_a_finished_run_on_the_same_data_is_found_and_no_other(data, tmp_path):
     trainer = GIDTrainer(overrides={**FAST, "model": "retina_nano", "data": str(data)})
     trainer.train()
-    assert find_finished_run("retina_nano", data) == trainer.best.resolve()
+    assert find_finished_run("retina_nano", data, ANY) == trainer.best.resolve()
     assert resolve_teacher("retina_nano", data, {"teacher_min_ap": 0}) == trainer.best.resolve()
-    assert find_finished_run("retina_small", data) is None
-    assert find_finished_run("retina_nano", write_data(tmp_path / "elsewhere")) is None
+    assert find_finished_run("retina_small", data, ANY) is None
+    assert find_finished_run("retina_nano", write_data(tmp_path / "elsewhere"), ANY) is None
     metrics = trainer.save_dir / "coco_metrics.json"
     found = metrics.read_text()
     metrics.write_text("[1, 2")
@@ -96,17 +97,14 @@ def test_a_finished_run_on_the_same_data_is_found_and_no_other(data, tmp_path, m
     (damaged / "args.yaml").write_text("model: [")
     for of, ap in ((trainer.save_dir, 7.0), (worse, 3.0), (damaged, 9.0)):
         (of / "coco_metrics.json").write_text(json.dumps({**json.loads(found), "mAP": ap}))
-    assert find_finished_run("retina_nano", data) == trainer.best.resolve()  # the best, not the newest
-    monkeypatch.setattr(teacher_module, "train_teacher", lambda name, *_: Path(f"{name} anew"))
-    for least, expected in (
-        (7, trainer.best.resolve()),
-        (7.5, Path("retina_nano anew")),
-        (None, trainer.best.resolve()),
-    ):
-        assert resolve_teacher("retina_nano", data, {"teacher_min_ap": least}) == expected
+    assert find_finished_run("retina_nano", data, ANY) == trainer.best.resolve()  # the best, not the newest
+    for least in (7, None):
+        assert resolve_teacher("retina_nano", data, {"teacher_min_ap": least}) == trainer.best.resolve()
+    with pytest.raises(UserError, match=r"\(mAP 7\.0, 1 epochs at 64 px\), .*best\.pt, is under teacher_min_ap=7\.5"):
+        resolve_teacher("retina_nano", data, {"teacher_min_ap": 7.5})
     shutil.rmtree(worse)
     metrics.unlink()  # as if it had been interrupted
-    assert find_finished_run("retina_nano", data) is None
+    assert find_finished_run("retina_nano", data, ANY) is None
 
 
 def test_a_teacher_that_does_not_exist_is_announced_trained_and_kept(data, monkeypatch):
@@ -120,7 +118,7 @@ def test_a_teacher_that_does_not_exist_is_announced_trained_and_kept(data, monke
     announcement = next(text for text in said if "is trained first" in text)
     assert "1 epochs of 8 images at 64 px" in announcement
     assert "teacher_retina_nano" in announcement
-    kept = find_finished_run("retina_nano", data)
+    kept = find_finished_run("retina_nano", data, ANY)
     assert "teacher_retina_nano" in str(kept)
     assert model.model.record["teacher"] == str(kept)
 
