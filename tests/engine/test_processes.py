@@ -178,7 +178,8 @@ def test_a_single_gpu_of_a_node_is_named(settings, monkeypatch, device):
 
     def begin(self, *_):
         self.args = SimpleNamespace(device=device, seed=0)
-        self.device, self.batch_size = torch.device("cuda", 0), 4
+        self.device, self.batch_size, self.ddp = torch.device("cuda", 0), 4, False
+        self.callbacks = {"on_model_save": []}
 
     monkeypatch.setattr(DetectionTrainer, "__init__", begin)
     assert ParallelTrainer().args.device == "0"
