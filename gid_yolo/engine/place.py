@@ -60,6 +60,7 @@ class Start:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.made = folder, not folder.exists()
+        self.empty = not any(folder.glob("*"))
         # The records of the run that is there; Ultralytics replaces or removes some before anything is checked
         self.records = {x: x.read_bytes() for suffix in _RECORDS for x in folder.glob(suffix) if x.is_file()}
 
@@ -69,11 +70,13 @@ class Start:
         (self.folder / "coco_metrics.json").unlink(missing_ok=True)
 
     def undo(self) -> None:
-        """Remove a folder that holds nothing of a training; else bring back the records of the run that is there."""
-        if self.made:
+        """Leave nothing where nothing was and nothing was trained; else bring back the records of the run there."""
+        if self.empty:
             kept = any((self.folder / name).exists() for name in _OF_A_TRAINING)
             if not kept and not any((self.folder / "weights").glob("*.pt")):
                 shutil.rmtree(self.folder, ignore_errors=True)
+                if not self.made:
+                    self.folder.mkdir(exist_ok=True)
             return
         for file, contents in self.records.items():
             if file.parent.is_dir() and (not file.is_file() or file.read_bytes() != contents):
