@@ -85,12 +85,25 @@ def test_a_plain_student_that_trained_longer_is_one_of_its_own_schedule(scripts,
     train, _ = scripts
     run = {"run": "n-1", "args": {"epochs": 40, "seed": 2}, "results": {"mAP": 30.0}}
     rows = [{"name": "plain, 2 times as long", "kind": "longer", "group": "all", "runs": {"2": run}}]
-    settings = {"data": "/a/cells.yaml", "models": {"all": "n under t"}, "split": "test"}
+    settings = {"data": "/a/cells.yaml", "models": {"all": "n under t"}, "split": "test", "arguments": {}}
     (tmp_path / "verdict.json").write_text(json.dumps({"settings": settings, "rows": rows}))
     results = tmp_path / "results.jsonl"
     assert train.collect(tmp_path, results) == 1
     line = json.loads(results.read_text())
     assert (line["row"], line["kind"], line["epochs"], line["seed"]) == ("plain", "plain", 40, 2)
+
+
+def test_pairs_of_another_learning_rate_are_told_apart(scripts, tmp_path) -> None:
+    train, _ = scripts
+    for rate in ({}, {"lr0": 0.002}, {"lr0": 0.008}):
+        run = {"run": f"n-{len(rate)}-{rate.get('lr0')}", "args": {"epochs": 4, **rate}, "results": {"mAP": 30.0}}
+        rows = [{"name": "plain", "kind": "plain", "group": "all", "runs": {"0": run}}]
+        settings = {"data": "cells.yaml", "models": {"all": "n under t"}, "split": "test", "arguments": rate}
+        (tmp_path / f"{run['run']}.json").write_text(json.dumps({"settings": settings, "rows": rows}))
+    results = tmp_path / "results.jsonl"
+    assert train.collect(tmp_path, results) == 3
+    found = {x["models"]: x["args"].get("lr0") for x in map(json.loads, results.read_text().splitlines())}
+    assert found == {"n under t": None, "n under t, lr0=0.002": 0.002, "n under t, lr0=0.008": 0.008}
 
 
 def test_pulls_are_medians_over_the_run(scripts, tmp_path) -> None:
