@@ -7,8 +7,8 @@ r"""Train teacher, plain and distilled students at several schedules, and keep e
 A schedule is a `gid-study` of its own over the rows of `--study`: in one seed, all rows have the same first weights and
 see the same images in the same order (Ultralytics' own distillation, which stands beside them for YOLO, starts from the
 same weights and draws its own order and augmentations). Results of both splits, the curve of the validation mAP and all
-arguments go to `benchmarks/results/accuracy.jsonl`, a line for each run; pairs of another learning rate (`lr0=`) are
-told apart by it. The same command goes on with what was interrupted.
+arguments go to `benchmarks/results/accuracy.jsonl`, a line for each run; pairs of another learning rate (`lr0=`) or with
+mosaic are told apart by it. The same command goes on with what was interrupted.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ SPLITS = ("val", "test")
 ENVIRONMENT = {**os.environ, "YOLO_AUTOINSTALL": "False", "YOLO_OFFLINE": "True"}
 PAIRS = {kind: (f"{kind}_small", f"{kind}_nano") for kind in ("retina", "fcos", "frcnn")}
 PAIRS["yolo"] = "yolo11s.yaml", "yolo11n.yaml"
+RECIPE = ("lr0", "mosaic")  # arguments of students that their pair's title has
 SCHEDULE = {"iterations", "lr_steps", "warmup_iterations", "recipe"}  # arguments that Ultralytics has not
 FILES = {"model", "data", "teacher", *OF_WEIGHTS}  # of which a line keeps the name alone
 ULTRALYTICS = "Ultralytics' distill_model"  # the row of its own distillation, of YOLO alone
@@ -98,8 +99,8 @@ def _key(line: dict[str, Any]) -> tuple[str, str]:
 def _runs(study: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """The line of every run of a study that has results."""
     settings = study["settings"]
-    rate = f", lr0={settings['arguments']['lr0']}" if "lr0" in settings["arguments"] else ""
-    common = {"data": name_of(Path(settings["data"])), "models": "; ".join(settings["models"].values()) + rate}
+    told = "".join(f", {key}={value}" for key, value in settings["arguments"].items() if key in RECIPE)
+    common = {"data": name_of(Path(settings["data"])), "models": "; ".join(settings["models"].values()) + told}
     for row in study["rows"]:
         for seed, run in row["runs"].items():
             if run["results"] is None:

@@ -93,17 +93,17 @@ def test_a_plain_student_that_trained_longer_is_one_of_its_own_schedule(scripts,
     assert (line["row"], line["kind"], line["epochs"], line["seed"]) == ("plain", "plain", 40, 2)
 
 
-def test_pairs_of_another_learning_rate_are_told_apart(scripts, tmp_path) -> None:
+def test_pairs_of_another_recipe_are_told_apart(scripts, tmp_path) -> None:
     train, _ = scripts
-    for rate in ({}, {"lr0": 0.002}, {"lr0": 0.008}):
-        run = {"run": f"n-{len(rate)}-{rate.get('lr0')}", "args": {"epochs": 4, **rate}, "results": {"mAP": 30.0}}
+    for i, more in enumerate(({}, {"lr0": 0.002}, {"mosaic": 1.0, "close_mosaic": 4})):
+        run = {"run": f"n-{i}", "args": {"epochs": 4, **more}, "results": {"mAP": 30.0}}
         rows = [{"name": "plain", "kind": "plain", "group": "all", "runs": {"0": run}}]
-        settings = {"data": "cells.yaml", "models": {"all": "n under t"}, "split": "test", "arguments": rate}
+        settings = {"data": "cells.yaml", "models": {"all": "n under t"}, "split": "test", "arguments": more}
         (tmp_path / f"{run['run']}.json").write_text(json.dumps({"settings": settings, "rows": rows}))
     results = tmp_path / "results.jsonl"
     assert train.collect(tmp_path, results) == 3
-    found = {x["models"]: x["args"].get("lr0") for x in map(json.loads, results.read_text().splitlines())}
-    assert found == {"n under t": None, "n under t, lr0=0.002": 0.002, "n under t, lr0=0.008": 0.008}
+    found = {x["models"]: x["run"] for x in map(json.loads, results.read_text().splitlines())}
+    assert found == {"n under t": "n-0", "n under t, lr0=0.002": "n-1", "n under t, mosaic=1.0": "n-2"}
 
 
 def test_pulls_are_medians_over_the_run(scripts, tmp_path) -> None:
