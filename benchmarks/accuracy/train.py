@@ -7,8 +7,8 @@ r"""Train teacher, plain and distilled students at several schedules, and keep e
 A schedule is a `gid-study` of its own over the rows of `--study`: in one seed, all rows have the same first weights and
 see the same images in the same order (Ultralytics' own distillation, which stands beside them for YOLO, starts from the
 same weights and draws its own order and augmentations). Results of both splits, the curve of the validation mAP and all
-arguments go to `benchmarks/results/accuracy.jsonl`, a line for each run; pairs of another learning rate (`lr0=`) or with
-mosaic are told apart by it. The same command goes on with what was interrupted.
+arguments go to `benchmarks/results/accuracy.jsonl`, a line for each run; pairs of another learning rate (`lr0=`) or
+with mosaic are told apart by it. The same command goes on with what was interrupted.
 """
 
 from __future__ import annotations
