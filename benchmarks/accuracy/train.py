@@ -55,16 +55,29 @@ def command(program: str, *words: str, **arguments: Any) -> None:
         sys.exit(code)
 
 
-def train_teacher(home: Path, model: str, arguments: dict[str, Any]) -> Path:
-    """The best checkpoint of a teacher that was trained to its end."""
+def train_teacher(home: Path, model: str, arguments: dict[str, Any], asked: dict[str, Any]) -> Path:
+    """The best checkpoint of a teacher that was trained to its end, by what was asked for; it must be, if none is."""
     best, last = home / "weights" / "best.pt", home / "weights" / "last.pt"
+    if last.is_file():
+        check_teacher(home, asked)
+    elif "epochs" not in asked:
+        sys.exit(f"{home} is to be trained first: give --teacher-epochs, and how in --teacher-weights and -more.")
     if not (home / "coco_metrics.json").is_file():
         if last.is_file():
             command("gid-train", "resume=True", model=last)
         else:
             place = {"project": home.parent.resolve(), "name": home.name, "exist_ok": True}
-            command("gid-train", model=model, plots=False, patience=0, **place, **arguments)
+            command("gid-train", model=model, plots=False, patience=0, **place, **arguments, **asked)
     return best
+
+
+def check_teacher(home: Path, asked: dict[str, Any]) -> None:
+    """Stop where the teacher that is there was trained otherwise; a file of weights is known by its name."""
+    had = yaml.safe_load((home / "args.yaml").read_text(encoding="utf-8"))
+    for key, value in asked.items():
+        value = yaml.safe_load(str(value))
+        if had.get(key) != value and Path(str(had.get(key))).name != Path(str(value)).name:
+            sys.exit(f"{home} has {key}={had.get(key)}, not {value}: leave the option out, or give another --project.")
 
 
 def collect(project: Path, results: Path = RESULTS, more: Sequence[dict[str, Any]] = ()) -> int:
@@ -225,8 +238,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--teacher", default=None, help="another teacher of the kind: a yaml")
-    parser.add_argument("--teacher-epochs", type=int, default=60)
-    parser.add_argument("--teacher-weights", default=True, help="ImageNet weights of its backbone, timm's keys")
+    parser.add_argument("--teacher-epochs", type=int, default=None, help="needed where it is not trained yet")
+    parser.add_argument("--teacher-weights", default=None, help="ImageNet weights of its backbone, timm's keys")
     parser.add_argument("--teacher-more", nargs="*", default=[], help="other arguments of gid-train for the teacher")
     parser.add_argument("--student", default=None, help="another student of the kind: a yaml")
     parser.add_argument("--student-weights", default=None, help="of its backbone; random without it")
@@ -237,13 +250,17 @@ def main() -> None:
     options = parser.parse_args()
     project = (options.project / Path(name_of(options.data)).stem).resolve()
     every = {"data": options.data.resolve(), "imgsz": options.imgsz, "rect": True, "cache": "ram"}
-    teaching = {"epochs": options.teacher_epochs, "workers": 0}
-    if options.kind != "yolo":  # which has no weights to begin with
-        teaching["backbone_weights"] = options.teacher_weights
+    home = project / f"teacher_{Path(options.teacher).stem if options.teacher else options.kind}"
+    asked: dict[str, Any] = {"epochs": options.teacher_epochs} if options.teacher_epochs else {}
+    if options.teacher_weights:
+        asked["backbone_weights"] = options.teacher_weights
+    elif options.kind != "yolo" and not (home / "weights" / "last.pt").is_file():
+        asked["backbone_weights"] = True  # timm's are downloaded; YOLO has none to begin with
+    more = pairs_of(options.teacher_more)
+    teaching = {key: value for key, value in {**every, "workers": 0}.items() if key not in more}
     large, small = PAIRS[options.kind]
     small = options.student or small
-    home = project / f"teacher_{Path(options.teacher).stem if options.teacher else options.kind}"
-    teacher = train_teacher(home, options.teacher or large, {**every, **teaching, **pairs_of(options.teacher_more)})
+    teacher = train_teacher(home, options.teacher or large, teaching, asked | more)
     given = pairs_of(options.more)
     if options.student_weights:
         given["backbone_weights"] = options.student_weights

@@ -206,6 +206,29 @@ def test_a_picture_of_several_pairs_is_refused(scripts, tmp_path, monkeypatch, c
     assert picture.stat().st_size > 1000
 
 
+def test_a_teacher_is_the_one_that_is_asked_for(scripts, tmp_path, monkeypatch) -> None:
+    train, _ = scripts
+    given: list[dict] = []
+    monkeypatch.setattr(train, "command", lambda *_, **arguments: given.append(arguments))
+    with pytest.raises(SystemExit, match=r"teacher_retina is to be trained first: give --teacher-epochs"):
+        train.train_teacher(tmp_path / "teacher_retina", "retina_small", {}, {"mosaic": "1.0"})
+    weights = tmp_path / "teacher_retina" / "weights"
+    assert train.train_teacher(weights.parent, "retina_small", {"imgsz": 64}, {"epochs": 3}) == weights / "best.pt"
+    assert [(x["imgsz"], x["epochs"]) for x in given] == [(64, 3)]
+    weights.mkdir(parents=True)
+    (weights / "last.pt").touch()
+    (weights.parent / "coco_metrics.json").touch()
+    had = {"epochs": 3, "mosaic": 1.0, "backbone_weights": "/there/a.safetensors"}
+    (weights.parent / "args.yaml").write_text(yaml.safe_dump(had))
+    train.train_teacher(
+        weights.parent, "retina_small", {}, {"mosaic": "1.0", "backbone_weights": "/here/a.safetensors"}
+    )
+    train.train_teacher(weights.parent, "retina_small", {}, {})
+    assert len(given) == 1
+    with pytest.raises(SystemExit, match=r"teacher_retina has epochs=3, not 60: leave the option out"):
+        train.train_teacher(weights.parent, "retina_small", {}, {"epochs": 60})
+
+
 def test_ultralytics_runs_are_told_apart_by_all_they_are_trained_by(scripts, tmp_path) -> None:
     train, _ = scripts
     teachers = [tmp_path / "a.pt", tmp_path / "b.pt"]
