@@ -28,6 +28,26 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class OverImages:
+    """What a gain would be on other images than those it was measured on.
+
+    Attributes:
+        low: Lower end of the confidence interval, in the unit of the results.
+        high: Upper end, likewise.
+        count: Images that it was measured on.
+    """
+
+    low: float
+    high: float
+    count: int
+
+    @property
+    def certain(self) -> bool:
+        """True where the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
 class Gain:
     """Differences from the baseline, seed by seed.
 
@@ -37,6 +57,7 @@ class Gain:
         high: Upper end, likewise.
         std: Sample standard deviation of the differences; None of a single seed.
         count: Seeds that both have.
+        images: The interval over images; None where it is not known.
     """
 
     mean: float
@@ -44,10 +65,11 @@ class Gain:
     high: float | None
     std: float | None
     count: int
+    images: OverImages | None = None
 
     @property
     def certain(self) -> bool:
-        """True where the interval leaves 0 out."""
+        """True where the interval over seeds leaves 0 out."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 

@@ -11,10 +11,12 @@ from ultralytics.utils import LOGGER, SETTINGS
 
 from gid_yolo._version import __version__
 from gid_yolo.analysis.study_file import StudyFile, read_study, with_longer, with_models
+from gid_yolo.analysis.study_lines import Line, tabulate
 from gid_yolo.analysis.study_plan import Planner, Row, Study, family_of
 from gid_yolo.analysis.study_plot import draw_study
 from gid_yolo.analysis.study_runs import Runner, devices_of
-from gid_yolo.analysis.study_table import Line, markdown, tabulate, verdict, write_files
+from gid_yolo.analysis.study_table import markdown, write_files
+from gid_yolo.analysis.study_verdict import verdict
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.classes import check_classes, fit_classes
 from gid_yolo.engine.config import check_keys, without_none
@@ -94,7 +96,7 @@ def study(
     runner = Runner(planner.folder, split, devices)
 
     def table() -> list[Line]:
-        return tabulate(whole, runner.results, runner.failed, runner.seconds)
+        return tabulate(whole, runner.results, runner.failed, runner.seconds, runner.resampled)
 
     if plan:
         for run in whole.runs:

@@ -19,6 +19,7 @@ from typing import IO, Any
 import torch
 from ultralytics.utils import LOGGER
 
+from gid_yolo.analysis.resample import Resampled, resampled_run
 from gid_yolo.analysis.study_plan import ABOUT, OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run, defaults_of, family_of
 from gid_yolo.cfg import load_yaml
 from gid_yolo.distill.methods import parse_methods
@@ -27,6 +28,7 @@ from gid_yolo.engine.clipping import clips_apart
 from gid_yolo.engine.coco_eval import COLUMNS
 from gid_yolo.engine.config import BEFORE, OWN_KEYS, compares_features, without_none
 from gid_yolo.engine.curves import read_curve
+from gid_yolo.engine.matches import FILE as MATCHES
 from gid_yolo.engine.teacher import duration
 from gid_yolo.errors import UserError
 
@@ -56,6 +58,7 @@ class Runner:
     slots: Sequence[str | None]
     failed: dict[str, str] = field(default_factory=dict)
     waited: set[str] = field(default_factory=set)
+    _resampled: dict[str, Resampled | None] = field(default_factory=dict, init=False, repr=False)
 
     def results(self, run: Run) -> dict[str, float] | None:
         """The ten columns in percent of a finished run, or None."""
@@ -64,6 +67,15 @@ class Runner:
         except (OSError, ValueError):
             return None
         return {name: found[name] for name in COLUMNS} if found.get("split") == self.split else None
+
+    def resampled(self, run: Run) -> Resampled | None:
+        """The mAP of a finished run on resamples of its images, or None without its matches, as an older one has it."""
+        if (results := self.results(run)) is None:
+            return None
+        if run.name not in self._resampled:  # once: every table asks again
+            file = self._results_file(run).with_name(MATCHES)
+            self._resampled[run.name] = resampled_run(file, results["mAP"])
+        return self._resampled[run.name]
 
     def seconds(self, run: Run) -> float | None:
         """How long a run has trained, all its starts together; None of one that was trained elsewhere."""

@@ -19,6 +19,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from ultralytics.utils import LOGGER
 
+from gid_yolo.engine.matches import Matches, collected
+
 COLUMNS = ("mAP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "mAR", "AR_S", "AR_M", "AR_L")
 # Where COCOeval.summarize() puts them in its `stats`; mAR is AR at 100 detections an image
 _STATS = dict(zip(COLUMNS, (0, 1, 2, 3, 4, 5, 8, 9, 10, 11), strict=True))
@@ -41,6 +43,7 @@ class CocoAccumulator:
 
     Attributes:
         count: Images so far.
+        names: Their file names.
     """
 
     def __init__(self, num_classes: int, *, beside: bool = False) -> None:
@@ -48,10 +51,12 @@ class CocoAccumulator:
         # Where a fork is safe, and allowed: a process of a pool may have none
         self.beside = beside and sys.platform == "linux" and not multiprocessing.current_process().daemon
         self.count = 0
+        self.names: list[str] = []
         self._images: list[Image] = []  # not evaluated yet
         self._chunks: list[tuple[list[Image], Future[Evaluated] | None]] = []  # None: of a process that is gone
         self._pool: ProcessPoolExecutor | None = None
         self._has_objects = False
+        self._evaluated: list[Evaluated] | None = None  # of all images, in their order
 
     def add(
         self,
@@ -60,6 +65,8 @@ class CocoAccumulator:
         boxes: np.ndarray,
         scores: np.ndarray,
         classes: np.ndarray,
+        *,
+        name: str = "",
     ) -> None:
         """Add one image.
 
@@ -69,39 +76,54 @@ class CocoAccumulator:
             boxes: (N, 4) likewise, of the detections.
             scores: (N,).
             classes: (N,).
+            name: Of the image's file.
         """
         self.count += 1
+        self.names.append(name)
+        self._evaluated = None
         self._has_objects |= len(true_classes) > 0
         self._images.append((true_boxes, true_classes, boxes, scores, classes))
         if self.beside and len(self._images) == CHUNK:
-            self._chunks.append((self._images, self._submit(self._images)))
+            self._chunks.append((self._images, self._submit(self._images, self.count - CHUNK)))
             self._images = []
 
-    def _submit(self, images: list[Image]) -> Future[Evaluated] | None:
+    def _submit(self, images: list[Image], first: int) -> Future[Evaluated] | None:
         if self._pool is None:  # a fork, as a loader's workers are: it needs nothing but NumPy, and never touches a GPU
             context = multiprocessing.get_context("fork")
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with, initargs=(os.getpid(),))
         try:
-            return self._pool.submit(evaluate, images, self.num_classes)
+            return self._pool.submit(evaluate, images, self.num_classes, first)
         except (BrokenProcessPool, OSError, RuntimeError):  # no memory for a process, or none may be started now
             return None
 
     def _results(self) -> list[Evaluated]:
         found: list[Evaluated] = []
-        killed = False
+        first, killed = 0, False
         for images, chunk in self._chunks:
             try:
                 evaluated = chunk.result() if chunk else None
             except BrokenProcessPool:
                 evaluated = None
             killed |= evaluated is None
-            found.append(evaluate(images, self.num_classes) if evaluated is None else evaluated)
+            found.append(evaluate(images, self.num_classes, first) if evaluated is None else evaluated)
+            first += len(images)
         if killed:
             LOGGER.warning(
                 "the process that evaluates beside the inference could not be started or was ended from outside, as "
                 "the system does where memory runs out: what it had not finished was evaluated here."
             )
+        if self._images:
+            found.append(evaluate(self._images, self.num_classes, first))
         return found
+
+    def _all_results(self) -> list[Evaluated]:
+        """Those of all images, in their order: what asks for them again has them from before."""
+        if self._evaluated is None:
+            self._evaluated = self._results()
+            if self._pool:
+                self._pool.shutdown()
+                self._pool = None
+        return self._evaluated
 
     @classmethod
     def merged(cls, parts: Sequence[CocoAccumulator]) -> CocoAccumulator:
@@ -110,8 +132,8 @@ class CocoAccumulator:
         if any(part._chunks for part in parts):
             raise ValueError("an accumulator that evaluates beside cannot be merged.")
         for part in parts:
-            for image in part._images:
-                whole.add(*image)
+            for image, name in zip(part._images, part.names, strict=True):
+                whole.add(*image, name=name)
         return whole
 
     def columns(self) -> dict[str, float]:
@@ -121,11 +143,7 @@ class CocoAccumulator:
         entry is of one of them or of a chunk.
         """
         evaluation = COCOeval(iouType="bbox")
-        chunks = self._results()
-        chunks += [evaluate(self._images, self.num_classes)] if self._images else []
-        if self._pool:
-            self._pool.shutdown()
-            self._pool = None
+        chunks = self._all_results()
         if not self._has_objects:
             return dict.fromkeys(COLUMNS, -1.0)
         evaluation.params.catIds, evaluation.params.imgIds = list(range(self.num_classes)), list(range(len(chunks)))
@@ -140,6 +158,13 @@ class CocoAccumulator:
             evaluation.summarize()
         return {name: _percent(evaluation.stats[i]) for name, i in _STATS.items()}
 
+    def matches(self) -> Matches:
+        """Which detections were right, of all sizes: what mAP is computed from, once all images are there."""
+        params, chunks = COCOeval(iouType="bbox").params, self._all_results()
+        of_all_sizes = range(0, self.num_classes * len(params.areaRng), len(params.areaRng))  # the first of each class
+        entries = ([entry for chunk in chunks if (entry := chunk[i]) is not None] for i in of_all_sizes)
+        return collected(entries, self.names, len(params.iouThrs))
+
 
 def _end_with(parent: int) -> None:
     """In the process beside: end when the parent does, also where that is killed, and leave Ctrl-C to it."""
@@ -150,17 +175,22 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def evaluate(images: Sequence[Image], num_classes: int) -> Evaluated:
+def evaluate(images: Sequence[Image], num_classes: int, first: int = 0) -> Evaluated:
     """What pycocotools accumulates, of some images together: for each class, and in it for each range of area.
+
+    Args:
+        images: As `CocoAccumulator.add` takes them.
+        num_classes: Classes C.
+        first: Index of the first image among all.
 
     Returns:
         C * A entries of scores (D,), matches (T, D), ignored detections (T, D) and ignored objects (G,), in the order
-        of the images; None where there is neither object nor detection.
+        of the images, with the image of each detection (D,) and object (G,); None where there is neither.
     """
     truth, found = COCO(), COCO()
     annotations: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
-    for image, (true_boxes, true_classes, boxes, scores, classes) in enumerate(images):
+    for image, (true_boxes, true_classes, boxes, scores, classes) in enumerate(images, first):
         for box, label in zip(_xyxy_to_ltwh(true_boxes), true_classes, strict=True):
             row = {"id": len(annotations) + 1, "image_id": image, "category_id": int(label), "iscrowd": 0}
             annotations.append({**row, "bbox": box, "area": box[2] * box[3]})
@@ -168,7 +198,7 @@ def evaluate(images: Sequence[Image], num_classes: int) -> Evaluated:
             detections.append({"image_id": image, "category_id": int(label), "bbox": box, "score": score})
     truth.dataset = {
         "info": {},
-        "images": [{"id": image} for image in range(len(images))],
+        "images": [{"id": first + i} for i in range(len(images))],
         "annotations": annotations,
         "categories": [{"id": i, "name": str(i)} for i in range(num_classes)],
     }
@@ -190,7 +220,13 @@ def _joined(entries: list[dict[str, Any]]) -> dict[str, np.ndarray] | None:
         "dtMatches": np.concatenate([entry["dtMatches"] for entry in entries], axis=1) != 0,  # numbers from 1 on
         "dtIgnore": np.concatenate([entry["dtIgnore"] for entry in entries], axis=1),
         "gtIgnore": np.concatenate([entry["gtIgnore"] for entry in entries]),
+        "dtImages": _image_of_each(entries, "dtIds"),
+        "gtImages": _image_of_each(entries, "gtIds"),
     }
+
+
+def _image_of_each(entries: list[dict[str, Any]], key: str) -> np.ndarray:
+    return np.repeat([entry["image_id"] for entry in entries], [len(entry[key]) for entry in entries]).astype(np.int32)
 
 
 def _percent(value: float) -> float:

@@ -11,12 +11,13 @@ from typing import Any
 
 from ultralytics.cfg import get_save_dir
 
+from gid_yolo.engine.matches import FILE
 from gid_yolo.errors import UserError
 from gid_yolo.files import replaced
 
 _WEIGHTS = ("last.pt", "best.pt")
 _OF_A_TRAINING = ("results.csv", "nonfinite.json")
-_RECORDS = ("*.yaml", "*.csv", "*.json")
+_RECORDS = ("*.yaml", "*.csv", "*.json", FILE)
 _MADE_OF = ("teacher", "model", "pretrained", "backbone_weights", "data")
 
 
@@ -67,7 +68,8 @@ class Start:
     def begin(self, _: Any) -> None:
         """Training begins: what is there from now on is this run's, whose final evaluation says that it is finished."""
         self.records = {}
-        (self.folder / "coco_metrics.json").unlink(missing_ok=True)
+        for name in ("coco_metrics.json", FILE):
+            (self.folder / name).unlink(missing_ok=True)
 
     def undo(self) -> None:
         """Leave nothing where nothing was and nothing was trained; else bring back the records of the run there."""

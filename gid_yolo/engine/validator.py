@@ -14,6 +14,7 @@ from ultralytics.utils import LOGGER, RANK, ops
 from gid_yolo.engine.coco_eval import CocoAccumulator, format_row
 from gid_yolo.engine.config import ultralytics_args
 from gid_yolo.engine.detection_model import limited
+from gid_yolo.engine.matches import FILE, write_matches
 from gid_yolo.engine.unusable import reading
 
 
@@ -69,7 +70,7 @@ class GIDValidator(DetectionValidator):
                 truth["imgsz"], truth["bboxes"].clone(), truth["ori_shape"], ratio_pad=truth["ratio_pad"]
             )
             arrays = (boxes, truth["cls"], found["bboxes"], found["conf"], found["cls"])
-            self.coco.add(*(x.float().cpu().numpy() for x in arrays))
+            self.coco.add(*(x.float().cpu().numpy() for x in arrays), name=str(batch["im_file"][i]))
 
     def gather_stats(self) -> None:
         """Bring the images of all processes to the first one."""
@@ -81,11 +82,12 @@ class GIDValidator(DetectionValidator):
                 self.coco = CocoAccumulator.merged(parts)
 
     def print_results(self) -> None:
-        """Ultralytics' table, then the ten columns as one row, saved as `coco_metrics.json`."""
+        """Ultralytics' table, then the ten columns as one row, saved as `coco_metrics.json` beside their matches."""
         super().print_results()
         if self.training:
             return
         self.columns = self.coco.columns()
         LOGGER.info(format_row(self.columns, str(self.args.split)))
+        write_matches(self.coco.matches(), self.save_dir / FILE)  # first: who finds the columns finds both
         path = self.save_dir / "coco_metrics.json"
         path.write_text(json.dumps({"split": self.args.split, "images": self.seen, **self.columns}, indent=2) + "\n")
