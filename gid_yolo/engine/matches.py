@@ -67,7 +67,7 @@ def collected(entries: Iterable[Sequence[Entry]], names: Sequence[str], threshol
         )
         right, ignored = (np.concatenate([part[key] for part in parts], axis=1) for key in ("dtMatches", "dtIgnore"))
         order = np.argsort(-scores, kind="mergesort")  # pycocotools' own, so that equal scores stay in its order
-        order = order[~ignored.all(axis=0)[order]]  # a box of no possible area is neither right nor wrong
+        order = order[~ignored[:, order].all(axis=0)]  # a box of no possible area is neither right nor wrong
         images.append(of[order])
         classes.append(np.full(len(order), label))
         matched.append(right[:, order] & ~ignored[:, order])

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from engine_helpers import FAST, train_one_epoch
@@ -16,6 +17,8 @@ from gid_yolo.analysis.study import seeds_of, study
 from gid_yolo.analysis.study_plan import Run
 from gid_yolo.analysis.study_runs import Runner, _locked, devices_of
 from gid_yolo.cli import main
+from gid_yolo.engine.coco_eval import CocoAccumulator
+from gid_yolo.engine.matches import write_matches
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -80,6 +83,9 @@ def test_every_cell_is_what_its_run_measured(finished) -> None:
         assert rows[name]["minutes"] == {"0": pytest.approx(float(last["time"]) / 60, abs=0.01)}
     assert (rows["teacher"]["minutes"], rows["mimicking"]["minutes"]) == ({}, {})
     assert (table["relation", "mAP"]["gain_low"], table["relation", "mAP"]["paper_gain"]) == ("", "1.0")
+    images = rows["relation"]["columns"]["mAP"]["gain"]["images"]
+    assert images["low"] <= images["high"]
+    assert images["count"] == 4
 
 
 @pytest.mark.slow
@@ -214,6 +220,25 @@ def test_a_run_of_another_versions_defaults_is_not_taken_for_one_of_these(finish
     file.write_text("model: [")
     with pytest.raises(UserError, match=r"is not a yaml file.* so that the run begins anew"):
         runner._check_defaults(run)
+
+
+def test_a_finished_run_is_resampled_once(tmp_path) -> None:
+    accumulator, box = CocoAccumulator(1), np.array([[10.0, 10, 60, 60]])
+    for name, found in (("a", box), ("b", np.zeros((0, 4)))):  # of two objects one is found: AP 51 / 101
+        accumulator.add(box, np.zeros(1), found, np.ones(len(found)), np.zeros(len(found)), name=name)
+    home = tmp_path / "plain" / "test"
+    home.mkdir(parents=True)
+    run, runner = Run("plain", {}), Runner(tmp_path, "test", [None])
+    write_matches(accumulator.matches(), home / "coco_matches.npz")
+    assert runner.resampled(run) is None  # it is not finished
+    (home / "coco_metrics.json").write_text(json.dumps({"split": "test", **accumulator.columns()}))
+    found = runner.resampled(run)
+    assert found.images == ("a", "b")
+    assert set(found.maps.round(6)) == {0, round(5100 / 101, 6), 100}  # b twice, both, a twice
+    (home / "coco_matches.npz").unlink()
+    assert runner.resampled(run) is found
+    assert Runner(tmp_path, "test", [None]).resampled(run) is None
+    assert runner.results(run)["mAP"] == pytest.approx(5100 / 101, abs=1e-4)
 
 
 def test_a_signal_ends_it_as_an_interrupt_does(tmp_path, data) -> None:

@@ -6,11 +6,15 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gid_yolo.analysis.resample import Resampled
 from gid_yolo.analysis.study_file import read_study, with_longer
+from gid_yolo.analysis.study_lines import tabulate
 from gid_yolo.analysis.study_plan import Row, Run, Study
-from gid_yolo.analysis.study_table import markdown, tabulate, verdict, write_files
+from gid_yolo.analysis.study_table import markdown, write_files
+from gid_yolo.analysis.study_verdict import verdict
 from gid_yolo.engine.coco_eval import COLUMNS
 
 T_2 = 4.302653  # Student's t, 2 degrees of freedom, 97.5 %
@@ -88,7 +92,7 @@ def test_several_columns_end_in_the_gain_of_the_last_row() -> None:
     [
         ([13.0, 15.0, 17.1], "helped", "Distillation helped: +3.0 mAP (95% interval"),
         ([7.0, 9.0, 10.9], "harmed", "Distillation harmed: -3.0 mAP"),
-        ([12.0, 12.0, 16.0], "undecided", "A gain of this size and spread would take about"),
+        ([12.0, 12.0, 16.0], "undecided", "A gain of this size and spread would probably take about"),
         ([13.0], "one seed", "One seed says +3.0 mAP"),
     ],
 )
@@ -100,6 +104,81 @@ def test_the_verdict(distilled, word, sentence) -> None:
     assert sentence in said["sentence"]
     share = sum(distilled) / len(distilled) / 20
     assert f"The distilled student has {share:.0%} of its teacher's mAP." in said["sentence"]
+
+
+def drawn(**gains: tuple[float, float]):
+    """Two images' resamples, in which the rows lie so far above the plain one's at the 2.5 and 97.5 percentiles."""
+    maps = {"plain": np.linspace(20, 30, 100)}
+    for row, (low, high) in gains.items():
+        maps[row] = maps["plain"] + np.repeat([low, high], 50)
+    return lambda run: Resampled(("a", "b"), maps[name]) if (name := run.name.rpartition("-")[0]) in maps else None
+
+
+# Differences of [13, 15, 17.1] from [10, 12, 14]: mean 3.03, standard deviation 0.0577, half width t x 0.0577 / sqrt(3)
+# = 0.14; of [12, 12, 16]: mean 1.33, 1.1547, of which 5 seeds leave 2.776 x 0.516 = 1.43, and 6 2.571 x 0.471 = 1.21
+@pytest.mark.parametrize(
+    ("distilled", "images", "word", "sentence"),
+    [
+        ([13.0, 15.0, 17.1], (1.0, 5.0), "helped", "Distillation helped: +3.0 mAP (95% interval +2.9 to +3.2 of 3 "
+         "seeds, +1.0 to +5.0 of other images). The distilled student has"),
+        ([7.0, 9.0, 10.9], (-5.0, -1.0), "harmed", "Distillation harmed: -3.0 mAP (95% interval -3.2 to -2.9 of 3 "
+         "seeds, -5.0 to -1.0 of other images). The"),
+        ([13.0, 15.0, 17.1], (-0.5, 5.0), "undecided", "Undecided: +3.0 mAP (95% interval +2.9 to +3.2 of 3 seeds, "
+         "-0.5 to +5.0 of other images). The 2 images of val are too few to be certain of it: measure on more. The"),
+        ([12.0, 12.0, 16.0], (1.0, 5.0), "undecided", "seeds, +1.0 to +5.0 of other images). A gain of this size and "
+         "spread would probably take about 6 seeds to be certain of. The distilled"),
+        ([12.0, 12.0, 16.0], (-1.0, 5.0), "undecided", "spread would probably take about 6 seeds to be certain of. The "
+         "2 images of val are too few to be certain of it: measure on more. The distilled"),
+        ([13.0, 15.0, 17.1], None, "helped", "Distillation helped: +3.0 mAP (95% interval +2.9 to +3.2 of 3 seeds). "
+         "The distilled"),
+        ([13.0], (1.0, 5.0), "one seed", "One seed says +3.0 mAP, and nothing about how certain that is: give seeds=3"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_certain_of_seeds_and_of_images(distilled, images, word, sentence) -> None:
+    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0, 12.0, 14.0], "distilled": distilled})
+    draws = drawn(**({"distilled": images} if images else {}))
+    said = verdict(study, tabulate(study, results, {}, draws=draws))
+    assert said["verdict"] == word
+    assert sentence in said["sentence"]
+    low, high = (said["images"]["low"], said["images"]["high"]) if images else (None, None)
+    assert (low, high) == (pytest.approx(images) if images else (None, None))
+
+
+def test_one_run_without_its_matches_leaves_no_interval_over_images() -> None:
+    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0, 12.0], "distilled": [13.0, 15.1]})
+    draws = drawn(distilled=(1.0, 5.0))
+    lines = tabulate(study, results, {}, draws=lambda run: None if run.name == "plain-1" else draws(run))
+    assert lines[-1].cells["mAP"].gain.images is None
+    assert "other images" not in markdown(study, lines)
+    study, results = make("verdict", {"teacher": [20.0], "plain": [10.0, None], "distilled": [13.0, 15.1]})
+    lines = tabulate(study, results, {}, draws=lambda run: None if run.name == "plain-1" else draws(run))
+    assert lines[-1].cells["mAP"].gain.images.low == pytest.approx(1)  # that of the seed that both have
+
+
+def test_the_interval_over_images_stands_under_the_table_and_in_the_files(tmp_path) -> None:
+    maps = {"teacher": [20.0], "plain": [10.0, 12.0], LONGER: [11.0, 13.0], "distilled": [13.0, 15.1]}
+    study, results = make("verdict", maps, longer=3)
+    draws = drawn(**{LONGER: (-1.0, 2.0), "distilled": (1.25, 5.0)})
+    lines = tabulate(study, results, {}, draws=draws)
+    text = markdown(study, lines)
+    assert (
+        "Gain in mAP over other images (95% interval, by a bootstrap of the 2 of val): plain, 3 times as long -1.0 to "
+        "+2.0; distilled +1.2 to +5.0."
+    ) in text
+    # over the longer student: 2.25 in the first half of the draws, 3 in the second; by seed 2 and 2.1
+    said = verdict(study, lines)
+    assert "to +2.7 of 2 seeds, +2.2 to +3.0 of other images)" in said["sentence"]
+    assert said["over_longer"]["images"]["high"] == pytest.approx(3)
+    files = write_files(study, lines, tmp_path, results)
+    with files[1].open(newline="") as stream:
+        table = {(row["row"], row["column"]): row for row in csv.DictReader(stream)}
+    row = table["distilled", "mAP"]
+    assert (row["gain_images_low"], row["gain_images_high"], row["paper"]) == ("1.25", "5.0", "")
+    assert (table["distilled", "AP50"]["gain_images_low"], table["plain", "mAP"]["gain_images_low"]) == ("", "")
+    saved = json.loads(files[2].read_text())
+    assert saved["rows"][-1]["columns"]["mAP"]["gain"]["images"]["low"] == pytest.approx(1.25)
+    assert saved["rows"][-1]["columns"]["AP50"]["gain"]["images"] is None
+    assert "drawn" not in saved["rows"][-1]
 
 
 def test_nothing_is_judged_of_students_that_learnt_nothing() -> None:
@@ -135,10 +214,10 @@ LONGER = "plain, 3 times as long"
     ("longer", "sentence"),
     [
         # differences 1, 1, 1: their interval has no width; 30 minutes are 1.5 times 20
-        ([12.0, 14.0, 16.0], "It is 1.0 mAP ahead of the row 'plain, 3 times as long' (95% interval +1.0 to +1.0, 3 "
-         "seeds), which trained 1.5 times as long as it did."),
+        ([12.0, 14.0, 16.0], "It is 1.0 mAP ahead of the row 'plain, 3 times as long' (95% interval +1.0 to +1.0 of "
+         "3 seeds), which trained 1.5 times as long as it did."),
         ([14.0, 14.0, 19.0], "It is 0.7 mAP behind the row"),
-        ([12.0, 14.0, None], "It is 1.0 mAP ahead of the row 'plain, 3 times as long' (95% interval +1.0 to +1.0, 2 "),
+        ([12.0, 14.0, None], "ahead of the row 'plain, 3 times as long' (95% interval +1.0 to +1.0 of 2 seeds), which"),
         ([12.0, None, None], "It is 1.0 mAP ahead of the row 'plain, 3 times as long', which trained 1.5 times"),
     ],
 )  # fmt: skip
@@ -149,7 +228,8 @@ def test_the_verdict_beside_a_plain_student_that_trains_longer(longer, sentence)
     lines = tabulate(study, results, {}, lambda run: 60.0 * times[run.name[:6]] if run.name[:6] in times else None)
     said = verdict(study, lines)
     assert "Distillation helped: +3.0 mAP" in said["sentence"]  # which is over the student of the same length
-    assert f"of its teacher's mAP. {sentence}" in said["sentence"]  # so that "it" is the distilled student
+    assert "of its teacher's mAP. It is" in said["sentence"]  # so that "it" is the distilled student
+    assert sentence in said["sentence"]
     assert said["sentence"].endswith("train it to its plateau, or take a larger one.")
     common = [(13.0 + 2 * i, value) for i, value in enumerate(longer) if value is not None]
     assert said["over_longer"]["mean"] == pytest.approx(sum(a - b for a, b in common) / len(common))

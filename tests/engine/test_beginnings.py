@@ -17,7 +17,7 @@ from gid_yolo.engine.config import DEFAULTS, yolo_defaults
 from gid_yolo.engine.distillation import check_named_teacher
 from gid_yolo.engine.fade import factor_of
 from gid_yolo.engine.idle import idle
-from gid_yolo.engine.place import check_place
+from gid_yolo.engine.place import Start, check_place
 from gid_yolo.engine.schedule import check_shares
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
@@ -53,6 +53,17 @@ def test_a_run_writes_over_no_other_unless_it_is_told_to(data, tmp_path) -> None
         GIDTrainer(overrides=given)
     GIDTrainer(overrides={**given, "exist_ok": True, "seed": 3}).train()
     assert digests(tmp_path)["best.pt"] != before["best.pt"]
+
+
+def test_a_run_that_begins_takes_the_results_of_the_one_before_away(tmp_path) -> None:
+    for name in ("coco_metrics.json", "coco_matches.npz", "args.yaml"):
+        (tmp_path / name).write_text("before")
+    start = Start(tmp_path)
+    (tmp_path / "coco_matches.npz").unlink()
+    start.undo()  # refused: all is as it was
+    assert len(digests(tmp_path)) == 3
+    Start(tmp_path).begin(None)
+    assert list(digests(tmp_path)) == ["args.yaml"]
 
 
 def test_a_start_that_is_refused_leaves_no_folder(data, tmp_path, teacher) -> None:
