@@ -17,6 +17,7 @@ from ultralytics.utils.dist import generate_ddp_file
 from gid_yolo.engine import parallel_trainer
 from gid_yolo.engine import teacher as teacher_module
 from gid_yolo.engine.checkpoint import load_any, load_model
+from gid_yolo.engine.matches import read_matches
 from gid_yolo.engine.parallel_trainer import ParallelTrainer
 from gid_yolo.engine.run_state import KEY
 from gid_yolo.engine.trainer import GIDTrainer
@@ -108,6 +109,9 @@ def test_every_kind_trains_in_two_processes(tmp_path, settings, teachers, model)
     assert done.returncode == 0, done.stderr[-3000:]
     (best,) = (tmp_path / "run").rglob("best.pt")
     assert load_model(best)[0].names == {0: "a", 1: "b"}
+    matches = read_matches(best.parents[1] / "coco_matches.npz")  # of the images of both
+    assert sorted(Path(name).name for name in matches.names) == ["0.png", "1.png", "2.png", "3.png"]
+    assert sorted(matches.object_images) == [0, 1, 2, 3]
 
 
 def test_a_process_that_dies_leaves_a_checkpoint(tmp_path, settings):
