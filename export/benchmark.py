@@ -27,6 +27,7 @@ from gid_yolo.export.chart import write_png
 from gid_yolo.export.contenders import Contender, fit_to, load_checkpoint, load_others
 from gid_yolo.export.evaluate import image_sizes, open_split, read_data
 from gid_yolo.export.gains import noise_note
+from gid_yolo.export.intervals import few_images_note, rows_of
 from gid_yolo.export.matrix import Matrix, Settings, make_examples, measure_times
 from gid_yolo.export.page import write_html
 from gid_yolo.export.parity import AP_LIMIT, BOX_LIMIT, SCORE_LIMIT
@@ -144,7 +145,7 @@ def benchmark(
         **{"max_ap_drop": max_ap_drop, "warmup": warmup, "split": split, "data": str(data_path)},
         **{"imgsz": sizes[0] if len(sizes) == 1 else sizes, "others": [str(path) for path in files]},
     }
-    rows = tuple(cell.row() for cell in cells)
+    rows = rows_of(cells, compared=fair is not False or unequal)
     shown = list({c.label: c for c in reversed(passed)}.values())[::-1]  # the first file of each
     loader = loaders[tuple(sizes[0])]
     report = BenchmarkReport(
@@ -184,8 +185,7 @@ def _notes(contenders: list[Contender], rows: Sequence[Row], timed: int) -> list
         )
     if timed < MANY:
         notes.append(f"note: p95 and p99 of {timed} runs are close to the slowest: ask for {MANY} runs or more.")
-    if noise := noise_note(rows):
-        notes.append(noise)
+    notes += [note for note in (few_images_note(rows), noise_note(rows)) if note]
     records = {contender.role: contender.record for contender in contenders}
     return notes + (budget_notes(records["model"], records["baseline"]) if "baseline" in records else [])
 

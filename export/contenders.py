@@ -49,6 +49,7 @@ class Contender:
         provider: As for `providers.start`.
         size: Height and width.
         onnx: The file to measure.
+        matches: Which of its detections were right, as `write_matches` writes it.
     """
 
     role: str
@@ -71,6 +72,7 @@ class Contender:
     ap: float | None = None
     drop: float | None = None
     columns: dict[str, float] | None = None
+    matches: Path | None = None
     preprocess: float | None = None
     postprocess: float | None = None
     memory: float | None = None

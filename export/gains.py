@@ -65,8 +65,10 @@ def _of_setting(passed: dict[str, Row], comparable: bool | None) -> list[Finding
         close, one = abs(slower) <= SAME_LATENCY, _one_network(model, plain)  # whose difference is noise
         place = "at the same latency" if close or one else f"at {signed(slower)} % latency"
         measured = f" ({signed(slower)} %)" if close else f" (one network, {signed(slower)} % apart)" * one
-        sentence = f"{model.label} vs {plain.label}: {gain} mAP {place}{measured}"
-        found.append(Finding(((f"{gain} mAP", f"{model.label} over {plain.label}, {place}"),), sentence))
+        interval = model.gain_interval
+        elsewhere = f" ({interval} on other images)" if interval else ""
+        sentence = f"{model.label} vs {plain.label}: {gain} mAP{elsewhere} {place}{measured}"
+        found.append(Finding(((f"{gain} mAP", f"{model.label} over {plain.label}, {place}{elsewhere}"),), sentence))
     if (teacher := passed.get("teacher")) and teacher.ap:
         share, speed = f"{100 * _ap(model) / teacher.ap:.0f} %", f"{_ms(teacher) / _ms(model):.1f} x"
         sentence = f"{model.label} keeps {share} of the teacher's mAP at {speed} its speed"

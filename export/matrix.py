@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ultralytics.utils import LOGGER
 
+from gid_yolo.engine.matches import FILE
 from gid_yolo.errors import UserError
 from gid_yolo.export.contenders import Contender, weigh
 from gid_yolo.export.evaluate import batches_of, spread, ten_columns
@@ -70,7 +71,7 @@ class Matrix:
     ) -> None:
         self.settings, self.loaders, self.save_dir = settings, loaders, save_dir
         self.data, self.split = data, split
-        self._known: dict[tuple[Any, ...], dict[str, float]] = {}
+        self._known: dict[tuple[Any, ...], tuple[dict[str, float], Path]] = {}
         self._weights: dict[tuple[Any, ...], tuple[float, float]] = {}
         self._files: dict[Path, UserError | None] = {}  # why there is none
 
@@ -151,7 +152,7 @@ class Matrix:
         return self._weights[key]
 
     def _columns(self, cell: Contender) -> dict[str, float]:
-        """A file's ten columns.
+        """A file's ten columns; where its matches lie is noted in the cell.
 
         Raises:
             UserError: It does not run, or what it gives are no numbers.
@@ -164,15 +165,17 @@ class Matrix:
             detector = OnnxDetector(cell.onnx, provider=cell.provider, imgsz=cell.size, batch=cell.batch)
             for images in batches_of(self._loader(cell).dataset, self.settings.images, cell.batch):
                 detector.finish(detector.run(images), cell.size, [cell.size] * len(images))  # refuses NaN
-            self._known[key] = self._measure(detector, cell, place)
-        return dict(self._known[key])
+            self._known[key] = self._measure(detector, cell, place), self.save_dir / place / FILE
+        columns, cell.matches = self._known[key]
+        return dict(columns)
 
     def _checkpoint_columns(self, cell: Contender) -> dict[str, float]:
         key = (cell.slug, *cell.size)
         if key not in self._known:
             LOGGER.info(f"{cell.label} (PyTorch):")
-            self._known[key] = self._measure(cell.network, cell, f"{cell.onnx.stem}_pt")
-        return dict(self._known[key])
+            place = f"{cell.onnx.stem}_pt"
+            self._known[key] = self._measure(cell.network, cell, place), self.save_dir / place / FILE
+        return dict(self._known[key][0])
 
     def _measure(self, network: Any, cell: Contender, place: str) -> dict[str, float]:
         return ten_columns(

@@ -11,7 +11,10 @@ import numpy as np
 from gid_yolo.engine.coco_eval import COLUMNS
 
 # What a file that failed its gate has not: a fast wrong answer is no result
-_RESULTS = ("preprocess", "p50", "p95", "p99", "postprocess", "images_per_second", "memory", "columns")
+_RESULTS = (
+    *("preprocess", "p50", "p95", "p99", "postprocess", "images_per_second", "memory", "columns"),
+    *("gain_low", "gain_high"),
+)
 
 
 class Setting(NamedTuple):
@@ -48,6 +51,8 @@ class Row:
         images_per_second: Of the network alone, over all timed runs.
         memory: Peak MB of the network's process above its start.
         columns: The paper's ten columns in percent, by onnxruntime; -1 for a size range without objects.
+        gain_low: Lower end of the 95 % interval, over images, of the mAP that a `model` is ahead of its baseline in the
+            same setting; gain_high likewise. None of other roles, and where it is not known.
         box_difference: Largest difference from PyTorch's boxes in pixels; None where not compared.
         score_difference: Likewise of class probabilities.
         ap_difference: mAP of the ONNX file minus that of the checkpoint; None where it was not reached.
@@ -77,6 +82,8 @@ class Row:
     images_per_second: float | None = None
     memory: float | None = None
     columns: dict[str, float] | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
     box_difference: float | None = None
     score_difference: float | None = None
     ap_difference: float | None = None
@@ -118,6 +125,13 @@ class Row:
         """The mAP in percent, or None where there is none to compare."""
         found = self.columns.get("mAP", -1.0) if self.columns and self.failed is None else -1.0
         return found if found >= 0 else None
+
+    @property
+    def gain_interval(self) -> str:
+        """From `gain_low` to `gain_high` in words; empty where it is not known."""
+        if self.gain_low is None or self.gain_high is None or self.failed:
+            return ""
+        return f"{signed(self.gain_low)} to {signed(self.gain_high)}"
 
     @property
     def per_image(self) -> float | None:

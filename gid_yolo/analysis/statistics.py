@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-CONFIDENCE = 0.95
+from gid_yolo.engine.resample import CONFIDENCE, OverImages
 
 
 @dataclass(frozen=True)
@@ -25,26 +25,6 @@ class Spread:
     mean: float
     std: float | None
     count: int
-
-
-@dataclass(frozen=True)
-class OverImages:
-    """What a gain would be on other images than those it was measured on.
-
-    Attributes:
-        low: Lower end of the confidence interval, in the unit of the results.
-        high: Upper end, likewise.
-        count: Images that it was measured on.
-    """
-
-    low: float
-    high: float
-    count: int
-
-    @property
-    def certain(self) -> bool:
-        """True where the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gid_yolo.analysis.resample import Resampled, over_images
 from gid_yolo.analysis.statistics import Gain, Spread, paired_gain, spread
 from gid_yolo.analysis.study_file import LONGER
 from gid_yolo.analysis.study_plan import Row, Run, Study
+from gid_yolo.engine.resample import Resampled, over_images
 
 Results = Callable[[Run], dict[str, float] | None]
 Seconds = Callable[[Run], float | None]

@@ -19,7 +19,6 @@ from typing import IO, Any
 import torch
 from ultralytics.utils import LOGGER
 
-from gid_yolo.analysis.resample import Resampled, resampled_run
 from gid_yolo.analysis.study_plan import ABOUT, OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run, defaults_of, family_of
 from gid_yolo.cfg import load_yaml
 from gid_yolo.distill.methods import parse_methods
@@ -29,6 +28,7 @@ from gid_yolo.engine.coco_eval import COLUMNS
 from gid_yolo.engine.config import BEFORE, OWN_KEYS, compares_features, without_none
 from gid_yolo.engine.curves import read_curve
 from gid_yolo.engine.matches import FILE as MATCHES
+from gid_yolo.engine.resample import Resampled, resampled_run
 from gid_yolo.engine.teacher import duration
 from gid_yolo.errors import UserError
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gid_yolo.analysis.statistics import CONFIDENCE, OverImages
 from gid_yolo.analysis.study_lines import RESAMPLED, Cell, Line, Results, minutes_as_text
 from gid_yolo.analysis.study_plan import Study
 from gid_yolo.analysis.study_verdict import verdict
+from gid_yolo.engine.resample import CONFIDENCE, OverImages
 from gid_yolo.export.report import align
 from gid_yolo.export.rows import signed
 from gid_yolo.files import replaced

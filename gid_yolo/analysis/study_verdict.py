@@ -7,11 +7,12 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from gid_yolo.analysis.statistics import CONFIDENCE, Gain, seeds_needed
+from gid_yolo.analysis.statistics import Gain, seeds_needed
 from gid_yolo.analysis.study_file import LONGER
 from gid_yolo.analysis.study_lines import Line, gain_over, minutes_as_text
 from gid_yolo.analysis.study_plan import Study
 from gid_yolo.engine.preflight import LEAD
+from gid_yolo.engine.resample import CONFIDENCE
 from gid_yolo.export.rows import signed
 
 LEARNT = 1.0  # percent, which a model that learns nothing does not reach

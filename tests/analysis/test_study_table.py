@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gid_yolo.analysis.resample import Resampled
 from gid_yolo.analysis.study_file import read_study, with_longer
 from gid_yolo.analysis.study_lines import tabulate
 from gid_yolo.analysis.study_plan import Row, Run, Study
 from gid_yolo.analysis.study_table import markdown, write_files
 from gid_yolo.analysis.study_verdict import verdict
 from gid_yolo.engine.coco_eval import COLUMNS
+from gid_yolo.engine.resample import Resampled
 
 T_2 = 4.302653  # Student's t, 2 degrees of freedom, 97.5 %
 

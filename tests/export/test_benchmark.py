@@ -142,7 +142,10 @@ def test_unequal_budgets_are_no_comparison_unless_told_so(report, tmp_path, data
     assert told.comparable is None
     assert module.NO_COMPARISON in report.notes
     assert module.NO_COMPARISON not in told.notes
-    assert "distilled vs plain" in str(told)
+    assert "distilled vs plain: +0.0 mAP (+0.0 to +0.0 on other images)" in str(told)  # the same weights
+    assert any(note.startswith("WARNING: UNDECIDED: on other images") for note in told.notes)
+    assert {row.gain_low for row in report.rows} == {None}
+    assert "UNDECIDED" not in str(report)
 
 
 def test_percentiles_of_few_runs_are_told(report):

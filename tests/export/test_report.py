@@ -8,6 +8,7 @@ from report_helpers import CUDA, make_matrix, make_row
 from gid_yolo.engine.coco_eval import COLUMNS
 from gid_yolo.export.budget import budget_notes, comparable
 from gid_yolo.export.gains import gains, noise_note
+from gid_yolo.export.intervals import few_images_note
 from gid_yolo.export.report import (
     BenchmarkReport,
     conditions,
@@ -37,6 +38,20 @@ def test_gains_say_what_distillation_won():
         "distilled vs plain: +3.0 mAP at the same latency (-1.0 %); "
         "distilled keeps 75 % of the teacher's mAP at 4.1 x its speed"
     )
+
+
+def test_gains_say_how_certain_they_are():
+    rows = [make_row("model", 33.0, gain_low=1.26, gain_high=4.0), make_row("baseline", 30.0)]
+    assert gains(rows) == "distilled vs plain: +3.0 mAP (+1.3 to +4.0 on other images) at the same latency (+0.0 %)"
+    assert few_images_note(rows) is None
+    rows[0] = make_row("model", 33.0, gain_low=-0.5, gain_high=4.0)
+    assert few_images_note(rows) == (
+        "WARNING: UNDECIDED: on other images distilled would be -0.5 to +4.0 mAP ahead of its baseline: the split has "
+        "too few to tell, measure on more."
+    )
+    failed = make_row("model", failed="boxes differ", gain_low=-0.5, gain_high=4.0)
+    assert (failed.gain_interval, failed.record()["gain_low"]) == ("", None)
+    assert few_images_note([failed]) is None
 
 
 def test_gains_do_not_call_another_latency_the_same():

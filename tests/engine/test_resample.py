@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from coco_helpers import evaluate_plainly
 
-from gid_yolo.analysis import resample
-from gid_yolo.analysis.resample import Resampled, mean_ap, over_images, resampled, resampled_run
+from gid_yolo.engine import resample
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.matches import write_matches
+from gid_yolo.engine.resample import Resampled, mean_ap, over_images, resampled, resampled_run
 
 CLASSES = 4
 NOTHING = np.zeros((0, 4)), np.zeros(0, int)

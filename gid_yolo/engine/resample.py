@@ -12,12 +12,32 @@ from pathlib import Path
 
 import numpy as np
 
-from gid_yolo.analysis.statistics import CONFIDENCE, OverImages
 from gid_yolo.engine.matches import Matches, read_matches
 
+CONFIDENCE = 0.95  # of every interval
 RESAMPLES = 500
 RECALLS = np.linspace(0, 1, 101)  # pycocotools', at which it takes the precision
 _BLOCK = 2**23  # detections, of some resamples together: what bounds the memory
+
+
+@dataclass(frozen=True)
+class OverImages:
+    """What a gain would be on other images than those it was measured on.
+
+    Attributes:
+        low: Lower end of the confidence interval, in the unit of the results.
+        high: Upper end, likewise.
+        count: Images that it was measured on.
+    """
+
+    low: float
+    high: float
+    count: int
+
+    @property
+    def certain(self) -> bool:
+        """True where the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, eq=False)
