@@ -27,7 +27,7 @@ from gid_yolo.export.chart import write_png
 from gid_yolo.export.contenders import Contender, fit_to, load_checkpoint, load_others
 from gid_yolo.export.evaluate import image_sizes, open_split, read_data
 from gid_yolo.export.gains import noise_note
-from gid_yolo.export.intervals import few_images_note, rows_of
+from gid_yolo.export.intervals import few_images_notes, rows_of
 from gid_yolo.export.matrix import Matrix, Settings, make_examples, measure_times
 from gid_yolo.export.page import write_html
 from gid_yolo.export.parity import AP_LIMIT, BOX_LIMIT, SCORE_LIMIT
@@ -185,7 +185,9 @@ def _notes(contenders: list[Contender], rows: Sequence[Row], timed: int) -> list
         )
     if timed < MANY:
         notes.append(f"note: p95 and p99 of {timed} runs are close to the slowest: ask for {MANY} runs or more.")
-    notes += [note for note in (few_images_note(rows), noise_note(rows)) if note]
+    notes += few_images_notes(rows)
+    if noise := noise_note(rows):
+        notes.append(noise)
     records = {contender.role: contender.record for contender in contenders}
     return notes + (budget_notes(records["model"], records["baseline"]) if "baseline" in records else [])
 

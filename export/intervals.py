@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from gid_yolo.engine.resample import Resampled, over_images, resampled_run
 from gid_yolo.export.contenders import Contender
@@ -17,35 +18,29 @@ def rows_of(cells: Sequence[Contender], compared: bool = True) -> tuple[Row, ...
         cells: As they were measured.
         compared: False where model and baseline are none to be compared: no interval then.
     """
-    baselines = {cell.row().setting: cell for cell in cells if cell.role == "baseline" and compared}
-    return tuple(_with_interval(cell, baselines.get(cell.row().setting)) for cell in cells)
+    rows = [cell.row() for cell in cells]
+    files = [cell.matches if row.ap is not None else None for cell, row in zip(cells, rows, strict=True)]
+    baselines = {row.setting: i for i, row in enumerate(rows) if row.role == "baseline" and compared}
+    pairs = [
+        (i, baselines[row.setting]) for i, row in enumerate(rows) if row.role == "model" and row.setting in baselines
+    ]
+    drawn: dict[Path, Resampled | None] = {}  # settings that differ in the batch share a file
+    for i in dict.fromkeys(i for pair in pairs for i in pair):
+        if (file := files[i]) and file not in drawn:
+            drawn[file] = resampled_run(file, rows[i].ap or 0.0)
+    for i, j in pairs:
+        own, plain = (drawn[file] if (file := files[k]) else None for k in (i, j))
+        if own and plain and (found := over_images({0: own}, {0: plain}, [0])):
+            rows[i] = replace(rows[i], gain_low=found.low, gain_high=found.high, gain_certain=found.certain)
+    return tuple(rows)
 
 
-def _with_interval(cell: Contender, baseline: Contender | None) -> Row:
-    row = cell.row()
-    if cell.role != "model" or baseline is None:
-        return row
-    own, plain = _drawn(cell), _drawn(baseline)
-    found = over_images({0: own}, {0: plain}, [0]) if own and plain else None
-    return replace(row, gain_low=found.low, gain_high=found.high) if found else row
-
-
-def _drawn(cell: Contender) -> Resampled | None:
-    """Its mAP on resamples of the images; None of one without results."""
-    if cell.matches is None or cell.columns is None or cell.failed:
-        return None
-    return resampled_run(cell.matches, cell.columns["mAP"])
-
-
-def few_images_note(rows: Sequence[Row]) -> str | None:
-    """A footnote where on other images the baseline could as well be ahead."""
+def few_images_notes(rows: Sequence[Row]) -> list[str]:
+    """A footnote for each setting in which on other images the baseline could as well be ahead."""
     several = len(settings_of(rows)) > 1
-    for row in rows:
-        low, high = row.gain_low, row.gain_high
-        if low is not None and high is not None and low <= 0 <= high and row.gain_interval:
-            place = f" ({row.setting})" if several else ""
-            return (
-                f"WARNING: UNDECIDED: on other images {row.label} would be {row.gain_interval} mAP ahead of its "
-                f"baseline{place}: the split has too few to tell, measure on more."
-            )
-    return None
+    return [
+        f"WARNING: UNDECIDED: on other images {row.label} would be {row.gain_interval} mAP ahead of its baseline"
+        f"{f' ({row.setting})' if several else ''}: the split has too few to tell, measure on more."
+        for row in rows
+        if row.gain_certain is False and row.gain_interval and row.gain_low != row.gain_high
+    ]

@@ -13,7 +13,7 @@ from gid_yolo.engine.coco_eval import COLUMNS
 # What a file that failed its gate has not: a fast wrong answer is no result
 _RESULTS = (
     *("preprocess", "p50", "p95", "p99", "postprocess", "images_per_second", "memory", "columns"),
-    *("gain_low", "gain_high"),
+    *("gain_low", "gain_high", "gain_certain"),
 )
 
 
@@ -53,6 +53,7 @@ class Row:
         columns: The paper's ten columns in percent, by onnxruntime; -1 for a size range without objects.
         gain_low: Lower end of the 95 % interval, over images, of the mAP that a `model` is ahead of its baseline in the
             same setting; gain_high likewise. None of other roles, and where it is not known.
+        gain_certain: Whether that interval leaves 0 out, of images enough to say so; None likewise.
         box_difference: Largest difference from PyTorch's boxes in pixels; None where not compared.
         score_difference: Likewise of class probabilities.
         ap_difference: mAP of the ONNX file minus that of the checkpoint; None where it was not reached.
@@ -84,6 +85,7 @@ class Row:
     columns: dict[str, float] | None = None
     gain_low: float | None = None
     gain_high: float | None = None
+    gain_certain: bool | None = None
     box_difference: float | None = None
     score_difference: float | None = None
     ap_difference: float | None = None

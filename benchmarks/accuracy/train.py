@@ -28,6 +28,7 @@ import ultralytics
 import yaml
 
 from gid_yolo.analysis.study_plan import OF_EVALUATION, OF_WEIGHTS
+from gid_yolo.cli import parse
 from gid_yolo.engine.config import OWN_KEYS
 from gid_yolo.engine.curves import read_curve
 from gid_yolo.engine.gradients import read_gradients
@@ -72,12 +73,21 @@ def train_teacher(home: Path, model: str, arguments: dict[str, Any], asked: dict
 
 
 def check_teacher(home: Path, asked: dict[str, Any]) -> None:
-    """Stop where the teacher that is there was trained otherwise; a file of weights is known by its name."""
+    """Stop where the teacher that is there was trained otherwise."""
+    if not (home / "args.yaml").is_file():
+        sys.exit(f"{home} has no args.yaml, which says how it was trained: remove it, or give another --project.")
     had = yaml.safe_load((home / "args.yaml").read_text(encoding="utf-8"))
     for key, value in asked.items():
-        value = yaml.safe_load(str(value))
-        if had.get(key) != value and Path(str(had.get(key))).name != Path(str(value)).name:
-            sys.exit(f"{home} has {key}={had.get(key)}, not {value}: leave the option out, or give another --project.")
+        wanted = parse([f"{key}={value}"])[key]
+        named = key == "backbone_weights" and file_name(had.get(key)) == file_name(wanted)
+        if had.get(key) != wanted and not named:
+            sys.exit(f"{home} has {key}={had.get(key)}, not {wanted}: leave the option out, or give another --project.")
+
+
+def file_name(path: Any) -> tuple[str, ...]:
+    """What a file is known by, wherever it lies; a run's checkpoint with the run."""
+    parts = Path(str(path)).parts
+    return parts[-3:] if parts[-1:] == ("best.pt",) else parts[-1:]
 
 
 def collect(project: Path, results: Path = RESULTS, more: Sequence[dict[str, Any]] = ()) -> int:
@@ -112,8 +122,8 @@ def _key(line: dict[str, Any]) -> tuple[str, str]:
 def _runs(study: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """The line of every run of a study that has results."""
     settings = study["settings"]
-    told = "".join(f", {key}={value}" for key, value in settings["arguments"].items() if key in RECIPE)
-    common = {"data": name_of(Path(settings["data"])), "models": "; ".join(settings["models"].values()) + told}
+    models = title("; ".join(settings["models"].values()), settings["arguments"])
+    common = {"data": name_of(Path(settings["data"])), "models": models}
     for row in study["rows"]:
         for seed, run in row["runs"].items():
             if run["results"] is None:
@@ -126,6 +136,12 @@ def _runs(study: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
                 yield found | trained(folder.parent / settings["models"][row["group"]].split(" under ")[-1])
             else:
                 yield found | _history(folder / run["run"])
+
+
+def title(models: str, arguments: dict[str, Any]) -> str:
+    """What a line calls its pair: the models, and what students were trained by that pairs are told apart by."""
+    told = parse([f"{key}={arguments[key]}" for key in RECIPE if key in arguments])
+    return models + "".join(f", {key}={value}" for key, value in told.items())
 
 
 def trained(home: Path) -> dict[str, Any]:
@@ -251,16 +267,18 @@ def main() -> None:
     project = (options.project / Path(name_of(options.data)).stem).resolve()
     every = {"data": options.data.resolve(), "imgsz": options.imgsz, "rect": True, "cache": "ram"}
     home = project / f"teacher_{Path(options.teacher).stem if options.teacher else options.kind}"
-    asked: dict[str, Any] = {"epochs": options.teacher_epochs} if options.teacher_epochs else {}
+    asked: dict[str, Any] = {"imgsz": options.imgsz}
+    if options.teacher_epochs:
+        asked["epochs"] = options.teacher_epochs
     if options.teacher_weights:
         asked["backbone_weights"] = options.teacher_weights
     elif options.kind != "yolo" and not (home / "weights" / "last.pt").is_file():
         asked["backbone_weights"] = True  # timm's are downloaded; YOLO has none to begin with
-    more = pairs_of(options.teacher_more)
-    teaching = {key: value for key, value in {**every, "workers": 0}.items() if key not in more}
+    asked |= pairs_of(options.teacher_more)
+    teaching = {key: value for key, value in {**every, "workers": 0}.items() if key not in asked}
     large, small = PAIRS[options.kind]
     small = options.student or small
-    teacher = train_teacher(home, options.teacher or large, teaching, asked | more)
+    teacher = train_teacher(home, options.teacher or large, teaching, asked)
     given = pairs_of(options.more)
     if options.student_weights:
         given["backbone_weights"] = options.student_weights
@@ -278,7 +296,8 @@ def main() -> None:
             arguments |= {"epochs": epochs, "seed": seed, "distill_model": teacher}
             folder = project / "ultralytics" / f"{Path(small).stem}-{epochs}-seed{seed}-{digest_of(arguments)}"
             results = by_ultralytics(folder, small, arguments)
-            line = ultralytics_line(folder, f"{Path(small).stem} under {home.name}", results, arguments)
+            models = title(f"{Path(small).stem} under {home.name}", arguments)
+            line = ultralytics_line(folder, models, results, arguments)
             print(f"{options.results}: {collect(project, options.results, [line])} runs")
 
 

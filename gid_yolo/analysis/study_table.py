@@ -18,6 +18,8 @@ from gid_yolo.export.report import align
 from gid_yolo.export.rows import signed
 from gid_yolo.files import replaced
 
+CHOSEN = " These images chose each best.pt too: those of split=test say more."
+
 
 def markdown(study: Study, lines: Sequence[Line]) -> str:
     """The table with what has to be known to read it; aligned, so that a terminal shows it well too."""
@@ -75,7 +77,7 @@ def _over_images(study: Study, lines: Sequence[Line]) -> Iterable[str]:
     count, split = found[0][1].count, study.settings["split"]
     yield (
         f"Gain in {RESAMPLED} over other images ({CONFIDENCE:.0%} interval, by a bootstrap of the {count} of {split}): "
-        f"{'; '.join(told)}."
+        f"{'; '.join(told)}.{CHOSEN if split == 'val' else ''}"
     )
 
 

@@ -16,6 +16,7 @@ from gid_yolo.engine.resample import CONFIDENCE
 from gid_yolo.export.rows import signed
 
 LEARNT = 1.0  # percent, which a model that learns nothing does not reach
+UNKNOWN = " On other images it is not known: not every run has a coco_matches.npz of the same ones."
 SAME = 1.05  # times as long, which counts as the same: the clock of a shared machine is no better
 
 
@@ -69,7 +70,7 @@ def _judged(gain: Gain, size: str, split: str) -> tuple[str, str]:
     size += _interval(gain)
     if gain.certain and not few:
         word = "helped" if gain.mean > 0 else "harmed"
-        return word, f"Distillation {word}: {size}."
+        return word, f"Distillation {word}: {size}." + ("" if gain.images else UNKNOWN)
     text = f"Undecided: {size}."
     if not gain.certain:
         needed = seeds_needed(gain)

@@ -43,7 +43,7 @@ class CocoAccumulator:
 
     Attributes:
         count: Images so far.
-        names: Their file names.
+        names: Their files.
     """
 
     def __init__(self, num_classes: int, *, beside: bool = False) -> None:

@@ -20,7 +20,7 @@ class Matches:
     """I images with D detections and G objects, of all sizes, at T IoUs.
 
     Attributes:
-        names: (I,) file names.
+        names: (I,) files, without the folder that all of them lie in, so that data may be moved.
         classes: (D,) of the detections: class by class, in each in the order in which pycocotools counts them, the
             highest score first.
         images: (D,) index of the image that each is of.
@@ -54,7 +54,7 @@ def collected(entries: Iterable[Sequence[Entry]], names: Sequence[str], threshol
 
     Args:
         entries: Of each class, what was evaluated of it, in the order of the images.
-        names: (I,) file names.
+        names: (I,) files.
         thresholds: IoUs T.
     """
     classes, images, objects = [np.zeros(0, int)], [np.zeros(0, int)], [np.zeros(0, int)]
@@ -76,7 +76,15 @@ def collected(entries: Iterable[Sequence[Entry]], names: Sequence[str], threshol
     joined = (np.concatenate(arrays).astype(np.int32) for arrays in (classes, images, object_classes, objects))
     of_classes, of_images, true_classes, true_images = joined
     whole = np.concatenate(matched, axis=1)
-    return Matches(np.array(names, dtype=str), of_classes, of_images, whole, true_classes, true_images)
+    return Matches(np.array(_below(names), dtype=str), of_classes, of_images, whole, true_classes, true_images)
+
+
+def _below(names: Sequence[str]) -> list[str]:
+    """The files without the folder that all of them lie in."""
+    folders = [Path(name).parent.parts for name in names]
+    levels = enumerate(zip(*folders, strict=False))
+    common = next((i for i, level in levels if len(set(level)) > 1), min(map(len, folders), default=0))
+    return ["/".join(Path(name).parts[common:]) for name in names]
 
 
 def write_matches(matches: Matches, path: Path) -> None:

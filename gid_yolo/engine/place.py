@@ -76,14 +76,23 @@ class Start:
         if self.empty:
             kept = any((self.folder / name).exists() for name in _OF_A_TRAINING)
             if not kept and not any((self.folder / "weights").glob("*.pt")):
-                shutil.rmtree(self.folder, ignore_errors=True)
-                if not self.made:
-                    self.folder.mkdir(exist_ok=True)
+                self._clear()
             return
         for file, contents in self.records.items():
             if file.parent.is_dir() and (not file.is_file() or file.read_bytes() != contents):
                 with replaced(file) as part:
                     part.write_bytes(contents)
+
+    def _clear(self) -> None:
+        """Remove the folder that this start made, or what it wrote into one that was empty."""
+        if self.made:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        for path in self.folder.glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from gid_yolo.engine.matches import Matches, read_matches
 
 CONFIDENCE = 0.95  # of every interval
 RESAMPLES = 500
+LEAST = 20  # images; draws of fewer are too like each other, and call too many gains certain
 RECALLS = np.linspace(0, 1, 101)  # pycocotools', at which it takes the precision
 _BLOCK = 2**23  # detections, of some resamples together: what bounds the memory
 
@@ -36,8 +37,8 @@ class OverImages:
 
     @property
     def certain(self) -> bool:
-        """True where the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
+        """True where the interval leaves 0 out, of images enough to say so."""
+        return self.count >= LEAST and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from gid_yolo.engine.config import ultralytics_args
 from gid_yolo.engine.detection_model import limited
 from gid_yolo.engine.matches import FILE, write_matches
 from gid_yolo.engine.unusable import reading
+from gid_yolo.files import replaced
 
 
 class GIDValidator(DetectionValidator):
@@ -90,4 +91,6 @@ class GIDValidator(DetectionValidator):
         LOGGER.info(format_row(self.columns, str(self.args.split)))
         write_matches(self.coco.matches(), self.save_dir / FILE)  # first: who finds the columns finds both
         path = self.save_dir / "coco_metrics.json"
-        path.write_text(json.dumps({"split": self.args.split, "images": self.seen, **self.columns}, indent=2) + "\n")
+        text = json.dumps({"split": self.args.split, "images": self.seen, **self.columns}, indent=2) + "\n"
+        with replaced(path) as part:
+            part.write_text(text)

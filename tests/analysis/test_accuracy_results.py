@@ -104,6 +104,7 @@ def test_pairs_of_another_recipe_are_told_apart(scripts, tmp_path) -> None:
     assert train.collect(tmp_path, results) == 3
     found = {x["models"]: x["run"] for x in map(json.loads, results.read_text().splitlines())}
     assert found == {"n under t": "n-0", "n under t, lr0=0.002": "n-1", "n under t, mosaic=1.0": "n-2"}
+    assert train.title("n under t", {"lr0": "2e-3", "epochs": 4}) == "n under t, lr0=0.002"  # as of Ultralytics' runs
 
 
 def test_pulls_are_medians_over_the_run(scripts, tmp_path) -> None:
@@ -210,23 +211,31 @@ def test_a_teacher_is_the_one_that_is_asked_for(scripts, tmp_path, monkeypatch) 
     train, _ = scripts
     given: list[dict] = []
     monkeypatch.setattr(train, "command", lambda *_, **arguments: given.append(arguments))
+    home = tmp_path / "teacher_retina"
+    weights = home / "weights"
     with pytest.raises(SystemExit, match=r"teacher_retina is to be trained first: give --teacher-epochs"):
-        train.train_teacher(tmp_path / "teacher_retina", "retina_small", {}, {"mosaic": "1.0"})
-    weights = tmp_path / "teacher_retina" / "weights"
-    assert train.train_teacher(weights.parent, "retina_small", {"imgsz": 64}, {"epochs": 3}) == weights / "best.pt"
-    assert [(x["imgsz"], x["epochs"]) for x in given] == [(64, 3)]
+        train.train_teacher(home, "retina_small", {}, {"mosaic": "1.0"})
+    assert train.train_teacher(home, "retina_small", {"cache": "ram"}, {"epochs": 3}) == weights / "best.pt"
+    assert [(x["cache"], x["epochs"]) for x in given] == [("ram", 3)]
     weights.mkdir(parents=True)
     (weights / "last.pt").touch()
-    (weights.parent / "coco_metrics.json").touch()
-    had = {"epochs": 3, "mosaic": 1.0, "backbone_weights": "/there/a.safetensors"}
-    (weights.parent / "args.yaml").write_text(yaml.safe_dump(had))
-    train.train_teacher(
-        weights.parent, "retina_small", {}, {"mosaic": "1.0", "backbone_weights": "/here/a.safetensors"}
-    )
-    train.train_teacher(weights.parent, "retina_small", {}, {})
+    (home / "coco_metrics.json").touch()
+    with pytest.raises(SystemExit, match=r"teacher_retina has no args\.yaml"):
+        train.train_teacher(home, "retina_small", {}, {})
+    had = {"epochs": 3, "imgsz": 64, "lr0": 0.001, "backbone_weights": "/there/teacher_a/weights/best.pt"}
+    (home / "args.yaml").write_text(yaml.safe_dump(had))
+    same = {"imgsz": 64, "lr0": "1e-3", "backbone_weights": "/here/teacher_a/weights/best.pt"}
+    for asked in (same, {}):
+        train.train_teacher(home, "retina_small", {}, asked)
     assert len(given) == 1
-    with pytest.raises(SystemExit, match=r"teacher_retina has epochs=3, not 60: leave the option out"):
-        train.train_teacher(weights.parent, "retina_small", {}, {"epochs": 60})
+    for asked, sentence in (
+        ({"epochs": 60}, "epochs=3, not 60"),
+        ({"imgsz": 32}, "imgsz=64, not 32"),
+        ({"mosaic": "1.0"}, "mosaic=None, not 1.0"),
+        ({"backbone_weights": "/there/teacher_b/weights/best.pt"}, "backbone_weights=.*, not /there/teacher_b"),
+    ):
+        with pytest.raises(SystemExit, match=f"teacher_retina has {sentence}.*: leave the option out"):
+            train.train_teacher(home, "retina_small", {}, asked)
 
 
 def test_ultralytics_runs_are_told_apart_by_all_they_are_trained_by(scripts, tmp_path) -> None:

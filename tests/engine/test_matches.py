@@ -1,7 +1,10 @@
 """Which detections were right: collected, kept in a file, and written by a validation."""
 
+import errno
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,9 @@ import pytest
 from coco_helpers import crowded_images
 
 from gid_yolo import GID
-from gid_yolo.engine import coco_eval
+from gid_yolo.engine import coco_eval, validator
 from gid_yolo.engine.coco_eval import CocoAccumulator
-from gid_yolo.engine.matches import FILE, Matches, read_matches, write_matches
+from gid_yolo.engine.matches import FILE, Matches, collected, read_matches, write_matches
 
 FIELDS = tuple(Matches.__dataclass_fields__)
 
@@ -123,10 +126,32 @@ def test_a_validation_writes_the_file_before_its_results(teacher, data, tmp_path
     model.val(data=str(data), imgsz=64, conf=0.001, plots=False)
     (file,) = tmp_path.rglob(FILE)
     results = file.with_name("coco_metrics.json")
-    assert file.stat().st_mtime_ns <= results.stat().st_mtime_ns
     matches = read_matches(file)
-    assert sorted(matches.names) == sorted(str(path) for path in (data.parent / "images" / "val").iterdir())
+    assert sorted(matches.names) == sorted(path.name for path in (data.parent / "images" / "val").iterdir())
     assert len(matches.object_classes) == 4  # one in each image
     numbers = [int(Path(name).stem) for name in matches.names[matches.object_images]]
     assert matches.object_classes.tolist() == [number % 2 for number in numbers]  # as `write_data` labels them
     assert json.loads(results.read_text())["images"] == len(matches.names)
+    shutil.rmtree(file.parent)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(validator, "write_matches", full)
+    with pytest.raises(OSError, match="No space left"):
+        model.val(data=str(data), imgsz=64, conf=0.001, plots=False)
+    assert list(tmp_path.rglob("coco_metrics.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/a/val/1.png", "/a/val/2.png"], ["1.png", "2.png"]),
+        (["/a/val/1.png", "/a/more/val/1.png"], ["val/1.png", "more/val/1.png"]),
+        (["1.png", "b/1.png"], ["1.png", "b/1.png"]),
+        (["/a/1.png"], ["1.png"]),
+        ([], []),
+    ],
+)
+def test_names_are_without_the_folder_of_all(files, names):
+    assert collected([], files, 10).names.tolist() == names

@@ -7,7 +7,7 @@ from coco_helpers import evaluate_plainly
 from gid_yolo.engine import resample
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.matches import write_matches
-from gid_yolo.engine.resample import Resampled, mean_ap, over_images, resampled, resampled_run
+from gid_yolo.engine.resample import LEAST, OverImages, Resampled, mean_ap, over_images, resampled, resampled_run
 
 CLASSES = 4
 NOTHING = np.zeros((0, 4)), np.zeros(0, int)
@@ -96,7 +96,11 @@ def test_the_interval_is_that_of_the_mean_over_seeds():
     runs = {0: Resampled(images, 20 + 2 * steps), 1: Resampled(images, np.full(101, 30.0)), 2: plain[0]}
     found = over_images(runs, plain, {0, 1})
     assert (found.low, found.high, found.count) == (pytest.approx(2.5), pytest.approx(97.5), 3)
-    assert found.certain
+    assert not found.certain  # of three images
+    assert OverImages(0.1, 5.0, LEAST).certain
+    assert OverImages(-5.0, -0.1, LEAST).certain
+    assert not OverImages(0.1, 5.0, LEAST - 1).certain
+    assert not OverImages(-0.1, 5.0, LEAST).certain
     found = over_images(runs, plain, {1})
     assert (found.low, found.high, found.certain) == (0, 0, False)
     assert over_images(runs, plain, {0, 2}) is None  # of seed 2 the plain run is not there

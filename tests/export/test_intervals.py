@@ -36,6 +36,7 @@ def test_the_interval_is_of_the_paired_draws(measured):
     draws = [resampled(measured[role][1].matches()).maps for role in ("model", "baseline")]
     low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
     assert (row.gain_low, row.gain_high) == pytest.approx((low, high))
+    assert row.gain_certain == (low > 0 or high < 0)
     assert row.gain_low < own.columns["mAP"] - plain.columns["mAP"] < row.gain_high
     assert [(x.gain_low, x.gain_high) for x in others] == [(None, None)] * 2
 

@@ -8,7 +8,7 @@ from report_helpers import CUDA, make_matrix, make_row
 from gid_yolo.engine.coco_eval import COLUMNS
 from gid_yolo.export.budget import budget_notes, comparable
 from gid_yolo.export.gains import gains, noise_note
-from gid_yolo.export.intervals import few_images_note
+from gid_yolo.export.intervals import few_images_notes
 from gid_yolo.export.report import (
     BenchmarkReport,
     conditions,
@@ -41,17 +41,22 @@ def test_gains_say_what_distillation_won():
 
 
 def test_gains_say_how_certain_they_are():
-    rows = [make_row("model", 33.0, gain_low=1.26, gain_high=4.0), make_row("baseline", 30.0)]
+    rows = [make_row("model", 33.0, gain_low=1.26, gain_high=4.0, gain_certain=True), make_row("baseline", 30.0)]
     assert gains(rows) == "distilled vs plain: +3.0 mAP (+1.3 to +4.0 on other images) at the same latency (+0.0 %)"
-    assert few_images_note(rows) is None
-    rows[0] = make_row("model", 33.0, gain_low=-0.5, gain_high=4.0)
-    assert few_images_note(rows) == (
+    assert few_images_notes(rows) == []
+    undecided = {"gain_low": -0.5, "gain_high": 4.0, "gain_certain": False}
+    rows[0] = make_row("model", 33.0, **undecided)
+    assert few_images_notes(rows) == [
         "WARNING: UNDECIDED: on other images distilled would be -0.5 to +4.0 mAP ahead of its baseline: the split has "
         "too few to tell, measure on more."
-    )
-    failed = make_row("model", failed="boxes differ", gain_low=-0.5, gain_high=4.0)
-    assert (failed.gain_interval, failed.record()["gain_low"]) == ("", None)
-    assert few_images_note([failed]) is None
+    ]
+    rows += [make_row("model", 33.0, precision="int8", **undecided), make_row("model", 33.0, batch=8, **undecided)]
+    notes = few_images_notes(rows)
+    assert ["int8, CPU, batch 1, 256x320" in note for note in notes] == [False, True, False]
+    failed = make_row("model", failed="boxes differ", **undecided)
+    assert (failed.gain_interval, failed.record()["gain_low"], failed.record()["gain_certain"]) == ("", None, None)
+    same = make_row("model", 33.0, gain_low=0.0, gain_high=0.0, gain_certain=False)  # the same weights
+    assert few_images_notes([failed, same]) == []
 
 
 def test_gains_do_not_call_another_latency_the_same():
