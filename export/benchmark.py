@@ -145,7 +145,7 @@ def benchmark(
         **{"max_ap_drop": max_ap_drop, "warmup": warmup, "split": split, "data": str(data_path)},
         **{"imgsz": sizes[0] if len(sizes) == 1 else sizes, "others": [str(path) for path in files]},
     }
-    rows = rows_of(cells, compared=fair is not False or unequal)
+    rows = rows_of(cells, compared=bool(fair) or (unequal and "baseline" in records))
     shown = list({c.label: c for c in reversed(passed)}.values())[::-1]  # the first file of each
     loader = loaders[tuple(sizes[0])]
     report = BenchmarkReport(

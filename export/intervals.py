@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import cache
 
-from gid_yolo.engine.resample import Resampled, over_images, resampled_run
+from gid_yolo.engine.resample import over_images, resampled_run
 from gid_yolo.export.contenders import Contender
 from gid_yolo.export.rows import Row, settings_of
 
 
-def rows_of(cells: Sequence[Contender], compared: bool = True) -> tuple[Row, ...]:
+def rows_of(cells: Sequence[Contender], compared: bool) -> tuple[Row, ...]:
     """The row of each file; of the model, with the interval over images of what it is ahead of its baseline.
 
     Args:
         cells: As they were measured.
-        compared: False where model and baseline are none to be compared: no interval then.
+        compared: False where there is no baseline, or none to be compared with: no interval then.
     """
     rows = [cell.row() for cell in cells]
-    files = [cell.matches if row.ap is not None else None for cell, row in zip(cells, rows, strict=True)]
-    baselines = {row.setting: i for i, row in enumerate(rows) if row.role == "baseline" and compared}
-    pairs = [
-        (i, baselines[row.setting]) for i, row in enumerate(rows) if row.role == "model" and row.setting in baselines
-    ]
-    drawn: dict[Path, Resampled | None] = {}  # settings that differ in the batch share a file
-    for i in dict.fromkeys(i for pair in pairs for i in pair):
-        if (file := files[i]) and file not in drawn:
-            drawn[file] = resampled_run(file, rows[i].ap or 0.0)
-    for i, j in pairs:
-        own, plain = (drawn[file] if (file := files[k]) else None for k in (i, j))
-        if own and plain and (found := over_images({0: own}, {0: plain}, [0])):
-            rows[i] = replace(rows[i], gain_low=found.low, gain_high=found.high, gain_certain=found.certain)
+    draw = cache(resampled_run)  # settings that differ in the batch alone share a file
+    drawn = {
+        (row.role, row.setting): draw(cell.matches, row.ap)
+        for cell, row in zip(cells, rows, strict=True)
+        if compared and row.role in {"model", "baseline"} and cell.matches and row.ap is not None
+    }
+    for i, row in enumerate(rows):
+        own, plain = (drawn.get((role, row.setting)) for role in ("model", "baseline"))
+        if row.role == "model" and own and plain and (found := over_images({0: own}, {0: plain}, [0])):
+            rows[i] = replace(row, gain_low=found.low, gain_high=found.high, gain_certain=found.certain)
     return tuple(rows)
 
 

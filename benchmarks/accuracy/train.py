@@ -57,7 +57,14 @@ def command(program: str, *words: str, **arguments: Any) -> None:
 
 
 def train_teacher(home: Path, model: str, arguments: dict[str, Any], asked: dict[str, Any]) -> Path:
-    """The best checkpoint of a teacher that was trained to its end, by what was asked for; it must be, if none is."""
+    """The best checkpoint of a teacher that was trained to its end, now or before.
+
+    Args:
+        home: Of its run.
+        model: Its name, or a yaml.
+        arguments: Of the run, which one that is there may have otherwise.
+        asked: Likewise, which it must have.
+    """
     best, last = home / "weights" / "best.pt", home / "weights" / "last.pt"
     if last.is_file():
         check_teacher(home, asked)

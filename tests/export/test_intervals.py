@@ -32,7 +32,7 @@ def measured(tmp_path_factory):
 def test_the_interval_is_of_the_paired_draws(measured):
     own, plain = (Contender(**measured[role][0]) for role in ("model", "baseline"))
     teacher = Contender(**measured["model"][0] | {"role": "teacher"})
-    row, *others = rows_of([own, plain, teacher])
+    row, *others = rows_of([own, plain, teacher], compared=True)
     draws = [resampled(measured[role][1].matches()).maps for role in ("model", "baseline")]
     low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
     assert (row.gain_low, row.gain_high) == pytest.approx((low, high))
