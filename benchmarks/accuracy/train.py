@@ -251,8 +251,8 @@ def ultralytics_line(
     return found | curve_of(home / "results.csv") | {"versions": {"ultralytics": ultralytics.__version__}}
 
 
-def main() -> None:
-    """Train what is missing, evaluate it on both splits, keep the results."""
+def options_of(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line, this process's where None."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a data yaml with the splits train, val and test")
     parser.add_argument("--kind", choices=tuple(PAIRS), default="retina")
@@ -269,8 +269,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--project", type=Path, default=Path("runs") / "accuracy")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("more", nargs="*", help="other arguments of gid-train, key=value, for every student")
-    options = parser.parse_args()
+    more = "other arguments of gid-train, key=value, for every student; not right after --epochs or --seeds"
+    parser.add_argument("more", nargs="*", help=more)
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Train what is missing, evaluate it on both splits, keep the results."""
+    options = options_of()
     project = (options.project / Path(name_of(options.data)).stem).resolve()
     every = {"data": options.data.resolve(), "imgsz": options.imgsz, "rect": True, "cache": "ram"}
     home = project / f"teacher_{Path(options.teacher).stem if options.teacher else options.kind}"

@@ -207,6 +207,19 @@ def test_a_picture_of_several_pairs_is_refused(scripts, tmp_path, monkeypatch, c
     assert picture.stat().st_size > 1000
 
 
+def test_the_commands_of_the_page_are_read(scripts) -> None:
+    train, _ = scripts
+    text = (FOLDER.parents[1] / "docs" / "accuracy.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line.split()[1:] for line in text.splitlines() if line.strip().startswith("$train ")]
+    assert len(lines) > 10
+    for words in lines:
+        options = train.options_of(words)
+        assert options.seeds
+        assert set(options.more) | set(options.teacher_more) == {word for word in words if "=" in word}
+        if "$study" not in str(options.study):
+            assert (FOLDER.parents[1] / options.study).is_file()
+
+
 def test_a_teacher_is_the_one_that_is_asked_for(scripts, tmp_path, monkeypatch) -> None:
     train, _ = scripts
     given: list[dict] = []
