@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -181,10 +181,14 @@ class FasterRCNN(Detector):
         targets: Targets,
         image_size: tuple[int, int],
         rule: SampleRule,
+        keys: Callable[[Tensor], Tensor] = lambda boxes: random_keys(boxes[..., 0]),
     ) -> BoxSamples:
-        """Proposals and objects drawn by `rule`, to train or to distil the second stage's features on."""
+        """Proposals and objects drawn by `rule`, to train the second stage or distil its features on.
+
+        `keys` makes of boxes (B, P, 4) the numbers (B, P) that they are drawn by.
+        """
         boxes, valid = candidates(*self.proposals(features, raw, *image_size), targets)
-        return sample_boxes(boxes, valid, targets, random_keys(valid), rule=rule, num_classes=self.num_classes)
+        return sample_boxes(boxes, valid, targets, keys(boxes), rule=rule, num_classes=self.num_classes)
 
     def roi_levels(self, boxes: Tensor) -> Tensor:
         """(...) index of the level, of P2-P5, that the second stage crops each box (..., 4) from.

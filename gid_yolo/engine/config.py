@@ -144,6 +144,11 @@ def check_gid(args: Mapping[str, Any]) -> None:
             "gid_weighting=score weighs instances by how much two models differ there, but gid_types=gt distils the "
             "ground truth, which has no such score: give gid_weighting=uniform, or other types."
         )
+    if given["gid_relation"] and given["gid_types"] != "gt" and given["gid_top_k"] < 3:
+        raise UserError(
+            f"gid_top_k={given['gid_top_k']} leaves the relation loss nothing to compare: the distance of two "
+            "instances, over the mean of theirs, is always 1; give 3 or more, or gid_relation=0."
+        )
     cropped = given["gid_feature"] or given["gid_relation"]
     if given["gid_level"] != DEFAULTS["gid_level"] and not cropped:
         raise UserError(

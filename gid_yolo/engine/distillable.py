@@ -25,7 +25,7 @@ from gid_yolo.ops.anchors import grid_anchors
 from gid_yolo.ops.dfl import decode_dfl
 from gid_yolo.ops.losses import soft_bce
 from gid_yolo.ops.points import points_inside
-from gid_yolo.ops.sample import SampleRule
+from gid_yolo.ops.sample import SampleRule, keys_of_boxes
 from gid_yolo.ops.structures import RawPredictions, Targets
 
 # What mimicking compares at: the proportion that Faster R-CNN trains with, in a number that whole crops allow
@@ -230,10 +230,13 @@ class OwnDetector(Distillable):
     def proposals(
         self, features: list[Tensor], raw: RawPredictions, targets: Targets, image_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Of Faster R-CNN: positives and negatives in the proportion of its own training, but fewer."""
+        """Of Faster R-CNN: positives and negatives in the proportion of its own training, but fewer.
+
+        They are drawn without a generator of numbers, so that its own training draws what its plain twin's does.
+        """
         if not isinstance(self.model.detector, FasterRCNN):
             return super().proposals(features, raw, targets, image_size)
-        samples = self.model.detector.samples(features, raw.detach(), targets, image_size, MIMIC_RULE)
+        samples = self.model.detector.samples(features, raw.detach(), targets, image_size, MIMIC_RULE, keys_of_boxes)
         return samples.boxes, samples.valid
 
     def loss_scale(self, batch: dict[str, Any]) -> float:
@@ -303,8 +306,12 @@ class YOLODetector(Distillable):
         return torch.cat([xyxy2xywh(raw.boxes), raw.scores], -1).mT
 
     def loss_scale(self, batch: dict[str, Any]) -> float:
-        """B: Ultralytics' own loss of a batch is that of an image times the batch size."""
-        return float(batch["img"].shape[0])
+        """B: Ultralytics' own loss of a batch is that of an image times the batch size.
+
+        Of a model with two branches (v10, 26) times the weight of the one-to-many branch, whose loss alone reaches the
+        pyramid: it falls over a run, from 0.8 to 0.1, and the distillation would outgrow it.
+        """
+        return float(batch["img"].shape[0]) * getattr(self.model.criterion, "o2m", 1.0)
 
     def describe(self) -> str:
         """Family and size."""
@@ -319,5 +326,10 @@ class YOLODetector(Distillable):
         return soft_bce(student.logits, teacher.logits)
 
     def response_reg_loss(self, teacher: RawPredictions, student: RawPredictions) -> Tensor:
-        """(B, R) 1 - CIoU of the decoded boxes."""
-        return 1 - bbox_iou(student.boxes, teacher.boxes, xywh=False, CIoU=True).squeeze(-1)
+        """(B, R) 1 - CIoU of the decoded boxes; 0 where the teacher's has no area.
+
+        YOLO26's sides are not bounded by 0: around a box that is reversed CIoU's hull can vanish, and the loss explode.
+        """
+        has_area = (teacher.boxes[..., 2:] > teacher.boxes[..., :2]).all(-1)  # (B, R)
+        loss = 1 - bbox_iou(student.boxes, teacher.boxes, xywh=False, CIoU=True).squeeze(-1)
+        return loss.where(has_area, 0.0)

@@ -27,6 +27,7 @@ from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.fade import set_factor
 from gid_yolo.engine.figure4 import Figure4
+from gid_yolo.engine.first_step import FirstStep
 from gid_yolo.engine.gradients import GradientStatistics
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
 from gid_yolo.engine.named_data import check_class_count, check_named, check_program
@@ -353,7 +354,7 @@ class DistillationTrainer(WatchedTrainer):
             with torch.random.fork_rng(devices=[]):
                 preflight.report(self)
             if self.distilling:
-                first = preflight.FirstStep()
+                first = FirstStep()
                 self.add_callback("on_train_batch_start", first.ask)
                 self.add_callback("on_train_batch_end", first.check)
             if every := self.own("gradients"):

@@ -1,10 +1,9 @@
-"""What is checked before the first step and after it: a distillation must not fail silently."""
+"""What is checked before the first step: a distillation must not fail silently."""
 
 from __future__ import annotations
 
-import math
 from copy import copy
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.fade import told
-from gid_yolo.engine.gradients import Pull
 from gid_yolo.engine.teacher import best_finished_run, loaded_share
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.unusable import tell_unusable
@@ -249,68 +247,3 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
     if hasattr(trainer.test_loader, "reset"):
         trainer.test_loader.reset()  # its workers would go on in the middle of the set
     return accumulator.columns(), accumulator.count
-
-
-class FirstStep:
-    """After the first training step every distillation term that is on must have a value and a gradient.
-
-    A batch in which a method finds nothing to compare says nothing of that, so the next one is looked at.
-    """
-
-    def __init__(self) -> None:
-        self.passed = self.waiting = False
-
-    def ask(self, trainer: DistillationTrainer) -> None:
-        """Before a batch."""
-        model = unwrap_model(trainer.model)
-        if not self.passed and model.factor:
-            model.asked = model.asked or "norms"
-
-    def check(self, trainer: DistillationTrainer) -> None:
-        """After it.
-
-        Raises:
-            UserError: A term is 0 or has no gradient, although it is on.
-        """
-        model: Any = unwrap_model(trainer.model)
-        if self.passed or not model.factor:  # a run that is resumed after `distill_until` has no term to look at
-            return
-        if any(model.pulls[name].value == 0 and _has_nothing(model, name) for name in model.term_names):
-            if not self.waiting:
-                LOGGER.warning(
-                    "nothing to distil in the first batch: the losses are checked on the first that has something."
-                )
-            self.waiting = True
-            return
-        self.passed = True
-        _check_pulls(model, model.pulls)
-
-
-def _check_pulls(model: TeacherStudentModel, found: dict[str, Pull]) -> None:
-    task = found["task"]
-    lines = [f"  {'task loss':<10} {task.value:>11.4g}                gradient {task.norm:>9.3g}"]
-    for name in model.term_names:
-        value, norm, *_ = found[name]
-        lines.append(f"  {name:<10} {value:>11.4g} = {value / task.value:>9.3g} x task, gradient {norm:>9.3g}")
-    LOGGER.info(f"\nFirst step (gradients at the student's {model.pulled_at})\n" + "\n".join(lines) + "\n")
-    for name in model.term_names:
-        value, norm, *_ = found[name]
-        if not math.isfinite(value):
-            continue  # which is traced wherever it happens, see `WatchedTrainer`
-        if name == "rel_loss" and value == 0 and not (cast(Any, model.instances).valid.sum(1) > 1).any():
-            LOGGER.warning("rel_loss is 0 in the first step: no image has two general instances to relate.")
-            continue
-        if value == 0 or norm == 0 or not math.isfinite(norm):
-            raise UserError(
-                f"{name} is on but its value is {value:g} and its gradient {norm:g} in the first step: "
-                "teacher and student may be the same model, no general instance was found, or what it would train is "
-                "frozen (freeze=)."
-            )
-
-
-def _has_nothing(model: TeacherStudentModel, name: str) -> bool:
-    """True where the last batch gave a term nothing to compare: no object, or no instance of the chosen types."""
-    if name == "fine_grained_loss":
-        return not bool(cast(Tensor, model.has_objects))
-    gid = model.projector.gid
-    return gid is not None and name in gid.term_names and not bool(cast(Any, model.instances).valid.any())

@@ -55,7 +55,7 @@ class YOLOTrainer(DistillationTrainer):
         check_parts(parts, self.model, freeze, "freeze=10 for the first ten layers, freeze=[0,1], freeze=0.conv")
         super().set_model_attributes()
 
-    terms_in_half = ("box_loss", "cls_loss", "dfl_loss")  # Ultralytics' own
+    terms_in_half = ("box_loss", "cls_loss", "dfl_loss", "l1_loss")  # Ultralytics' own
 
     @staticmethod
     def defaults_for(model: Any, trust: bool = False) -> dict[str, Any]:

@@ -1,12 +1,18 @@
 """The methods GID is compared with, through the command that trains."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
+import torch
 from engine_helpers import FAST, write_data
 
 from gid_yolo import GID
 from gid_yolo.cli import main
+from gid_yolo.engine.config import DEFAULTS
+from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.distillation import make_projector
+from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.errors import UserError
 
 TERMS = {"gid": {"feat_loss", "rel_loss", "resp_loss", "gi_pos", "gi_semi", "gi_neg"}}
@@ -83,3 +89,19 @@ def test_a_first_batch_without_anything_to_distil_is_passed_over(tmp_path, teach
 def test_a_method_that_does_not_apply_is_refused(data, teachers, name, teacher, methods, says) -> None:
     with pytest.raises(UserError, match=says):
         GID(name).train(**FAST, data=str(data), teacher=teachers[teacher], distill=methods)
+
+
+@pytest.mark.parametrize("method", ["gid", "fitnet", "mimicking"])
+def test_a_method_leaves_the_numbers_that_the_task_draws(method: str) -> None:
+    """Faster R-CNN draws anchors and proposals to train on: under a teacher the same ones as its plain twin."""
+    args = SimpleNamespace(**{**DEFAULTS, "nbs": 2, "distill": method})
+    student, teacher = (GIDDetectionModel("frcnn_nano", nc=3, verbose=False) for _ in range(2))
+    student.args = teacher.args = args
+    batch = {"img": torch.rand(2, 3, 64, 96), "bboxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}
+    batch |= {"cls": torch.zeros(1, 1), "batch_idx": torch.zeros(1)}
+    drawn = []
+    for model in (student, TeacherStudentModel(student, teacher, make_projector(args, student, teacher))):
+        torch.manual_seed(0)
+        _, items = model.train().loss(batch)
+        drawn.append((torch.rand(1).item(), items["cls_loss"].item()))
+    assert drawn[0] == drawn[1]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gid_yolo.ops.sample import SampleRule, balanced_sample, random_keys
+from gid_yolo.ops.sample import SampleRule, balanced_sample, keys_of_boxes, random_keys
 
 
 def naive_sample(positive: list[bool], negative: list[bool], keys: list[float], count: int, share: float) -> set[int]:
@@ -59,3 +59,19 @@ def test_every_element_is_as_likely() -> None:
     counts = torch.bincount(index.flatten(), minlength=40)
     assert (counts[:10] - 4000 * 4 / 10).abs().max() < 5 * 31
     assert (counts[10:] - 4000 * 4 / 30).abs().max() < 5 * 21.5
+
+
+def test_keys_that_follow_from_boxes() -> None:
+    boxes = torch.rand(2, 3000, 4) * 500
+    state = torch.random.get_rng_state()
+    keys = keys_of_boxes(boxes)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(keys, keys_of_boxes(boxes))
+    assert ((keys >= 0) & (keys < 1)).all()
+    # 600 of 6000 fall in each tenth, with a deviation of sqrt(6000 * 0.1 * 0.9) = 23
+    assert (torch.histc(keys, 10, 0, 1) - 600).abs().max() < 5 * 23
+    # Boxes in a row, half a pixel apart: those of the higher keys are spread over it, 10 +- 4 in any 20 neighbours
+    row = keys_of_boxes(torch.arange(400)[:, None] * 0.5 + torch.tensor([0.0, 0, 20, 20]))
+    assert ((row > 0.5).unfold(0, 20, 1).sum(1) - 10).abs().max() <= 4
+    assert keys_of_boxes(boxes[:, :0]).shape == (2, 0)
+    assert keys_of_boxes(boxes.bfloat16()).dtype == torch.float32
