@@ -311,7 +311,8 @@ class YOLODetector(Distillable):
         Of a model with two branches (v10, 26) times the weight of the one-to-many branch, whose loss alone reaches the
         pyramid: it falls over a run, from 0.8 to 0.1, and the distillation would outgrow it.
         """
-        return float(batch["img"].shape[0]) * getattr(self.model.criterion, "o2m", 1.0)
+        criterion = getattr(self.model, "criterion", None)  # which Ultralytics makes with the first loss
+        return float(batch["img"].shape[0]) * getattr(criterion, "o2m", 1.0)
 
     def describe(self) -> str:
         """Family and size."""
