@@ -14,6 +14,8 @@ image = cv2.imread(sys.argv[2])  # (height, width, 3), BGR
 if image is None:
     sys.exit(f"{sys.argv[2]} is not an image that OpenCV can read.")
 stored = session.get_modelmeta().custom_metadata_map
+if "names" not in stored:
+    sys.exit(f"{sys.argv[1]} does not say what it detects: export it with gid-export or yolo export.")
 names, size, args, limits = (ast.literal_eval(stored.get(key, "{}")) for key in ("names", "imgsz", "args", "limits"))
 final = stored.get("end2end") == "True" or args.get("nms")  # with the NMS inside
 given = [float(word) for word in sys.argv[3:]]

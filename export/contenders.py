@@ -21,9 +21,9 @@ from gid_yolo.engine.checkpoint import fingerprint, load_model
 from gid_yolo.engine.classes import fit_classes
 from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.detection_model import GIDDetectionModel
-from gid_yolo.errors import UserError, some
+from gid_yolo.errors import UserError
 from gid_yolo.export.budget import distilled, training_of
-from gid_yolo.export.metadata import FileInfo
+from gid_yolo.export.metadata import FileInfo, check_names
 from gid_yolo.export.providers import check_provider
 from gid_yolo.export.rows import Row
 from gid_yolo.export.session import OnnxDetector
@@ -261,9 +261,5 @@ def fit_to(contender: Contender, names: Mapping[int, str], data: Any) -> None:
     argument = "others" if contender.role == "other" else contender.role
     if contender.model is not None:
         contender.model = fit_classes(contender.model, names, f"{argument}={contender.path}", data)
-    elif contender.info is not None and list(contender.info.names.values()) != list(names.values()):
-        raise UserError(
-            f"{argument}={contender.path} knows {len(contender.info.names)} classes "
-            f"({some(contender.info.names.values())}), but data={data} has {len(names)} ({some(names.values())}): "
-            "an ONNX file must have the data's classes, in their order."
-        )
+    elif contender.info is not None:
+        check_names(contender.info, names, f"{argument}={contender.path}", data)

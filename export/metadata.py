@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from gid_yolo.errors import UserError
+from gid_yolo.errors import UserError, some
 
 # What Ultralytics evaluates with, and the NMS thresholds of our heads, for files that do not say their limits
 _LIMITS = {"conf": 0.001, "iou": 0.7, "max_det": 300}
@@ -129,6 +129,48 @@ def _limits(stored: dict[str, Any], arguments: dict[str, Any], rows: Any) -> tup
     check_limits({key: limits[key] for key in ("conf", "iou")}, {"max_det": limits["max_det"]})
     known = not arguments.get("nms") or "limits" in stored or {"conf", "iou"} <= said.keys()
     return {"conf": float(limits["conf"]), "iou": float(limits["iou"]), "max_det": int(limits["max_det"])}, known
+
+
+def chosen_size(info: FileInfo, imgsz: Any, path: str | Path) -> tuple[int, int]:
+    """Height and width of a file's input: those it was exported for, or for a file that leaves them open what is given.
+
+    Args:
+        info: Of the file.
+        imgsz: A side, or height and width, which are rounded up to the stride; None for the file's own.
+        path: Of the file, to name it in an error.
+
+    Raises:
+        UserError: No size, or another one than the only one that the file takes.
+    """
+    if imgsz is None:
+        return info.size
+    sides = [imgsz] * 2 if isinstance(imgsz, int) else list(imgsz)
+    sides = sides * 2 if len(sides) == 1 else sides
+    if len(sides) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
+        raise UserError(f"imgsz={imgsz} must be a whole number, or height and width.")
+    height, width = (-(-side // info.stride) * info.stride for side in sides)
+    if info.fixed_size and (height, width) != info.size:
+        raise UserError(f"imgsz={imgsz}: {path} takes {info.size[0]}x{info.size[1]} and no other size.")
+    return height, width
+
+
+def check_names(info: FileInfo, names: Mapping[int, str], role: str, data: Any) -> None:
+    """See that a file has a data set's classes, in their order: unlike a checkpoint's, its outputs stay as they are.
+
+    Args:
+        info: Of the file.
+        names: Of the data's classes.
+        role: What the file is, with its path, to name it in an error.
+        data: Likewise.
+
+    Raises:
+        UserError: Other classes.
+    """
+    if list(info.names.values()) != list(names.values()):
+        raise UserError(
+            f"{role} knows {len(info.names)} classes ({some(info.names.values())}), but data={data} has {len(names)} "
+            f"({some(names.values())}): an ONNX file must have the data's classes, in their order."
+        )
 
 
 def check_limits(shares: Mapping[str, Any], counts: Mapping[str, Any]) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from gid_yolo.errors import UserError
-from gid_yolo.export.metadata import FileInfo, check_limits, read_info
+from gid_yolo.export.metadata import FileInfo, check_limits, chosen_size, read_info
 from gid_yolo.export.postprocess import from_dense, from_final, scale_boxes
 from gid_yolo.export.preprocess import Fit, fit, letterbox, read_image, to_input
 from gid_yolo.export.providers import first_line, open_session, run, start
+from gid_yolo.plain import plain
 
 __all__ = ["Detections", "OnnxDetector", "open_session", "run"]
 
@@ -87,6 +88,7 @@ class OnnxDetector:
         batch: int | None = None,
         rect: bool = True,
     ) -> None:
+        conf, iou, max_det, imgsz, batch = map(plain, (conf, iou, max_det, imgsz, batch))
         check_limits(
             {"conf": conf, "iou": 0 if iou is None else iou},
             {"max_det": max_det, "batch": 1 if batch is None else batch},
@@ -97,7 +99,7 @@ class OnnxDetector:
         self.info: FileInfo = read_info(self.session, path)
         self.names = self.info.names
         self.conf, self.iou, self.max_det = conf, self.info.limits["iou"] if iou is None else iou, max_det
-        self.size = self._input_size(imgsz)
+        self.size = chosen_size(self.info, imgsz, path)
         self.batch = self._batch(batch)
         self._stride = self.info.stride if rect and not self.info.fixed_size else None
 
@@ -203,19 +205,6 @@ class OnnxDetector:
 
     def _fit(self, image: np.ndarray) -> Fit:
         return fit(image.shape, self.size, self._stride)
-
-    def _input_size(self, imgsz: int | Sequence[int] | None) -> tuple[int, int]:
-        if imgsz is None:
-            return self.info.size
-        sides = [imgsz] * 2 if isinstance(imgsz, int) else list(imgsz)
-        if len(sides) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
-            raise UserError(f"imgsz={imgsz} must be a whole number, or height and width.")
-        height, width = (-(-side // self.info.stride) * self.info.stride for side in sides)
-        if self.info.fixed_size and (height, width) != self.info.size:
-            raise UserError(
-                f"imgsz={imgsz}: {self.path} takes {self.info.size[0]}x{self.info.size[1]} and no other size."
-            )
-        return height, width
 
     def _batch(self, batch: int | None) -> int:
         batch = self.info.batch if batch is None else batch

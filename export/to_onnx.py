@@ -56,6 +56,8 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
         UserError: Arguments that cannot work, or an export that failed; a file of before stays as it was.
     """
     args, precision = _checked(arguments, model)
+    if path is not None and (path.suffix.lower() != ".onnx" or path.is_dir()):
+        raise UserError(f"file={path} must be a file that ends in .onnx.")
     path = path or _beside_checkpoint(model, precision)
     calibration = None
     if precision == "int8":
@@ -76,7 +78,11 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
             made.replace(path)
     except _FAILURES as error:
         reason = _TEMPORARY.sub("", " ".join(str(error).split()))
-        if not isinstance(error, UserError):
+        if isinstance(error, PermissionError):
+            reason = (
+                f"{path.parent} cannot be written to ({error.strerror}): name another place by file=, e.g. out.onnx."
+            )
+        elif not isinstance(error, UserError):
             reason = f"the export to {path} failed ({type(error).__name__}): {reason[:300]}"
         raise UserError(reason) from error
     LOGGER.info(f"ONNX file: {path.resolve()}, {precision}, {_layout(path)}{said}{replaced}")

@@ -41,6 +41,7 @@ from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.engine.values import check_values
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError
+from gid_yolo.plain import plain
 
 
 class GID(Model):
@@ -62,7 +63,7 @@ class GID(Model):
     trust = False
 
     columns: dict[str, float] | None = None  # the ten columns of the last validation
-    _limits: dict[str, Any]  # of an ONNX file
+    _file: Any = None  # what an ONNX file says of itself
 
     def __init__(
         self,
@@ -77,6 +78,8 @@ class GID(Model):
         known = name in model_names() or Path(as_yaml).is_file() or yolo_config(as_yaml) is not None
         if Path(name).is_dir() and not known:
             raise UserError(f"model={name} is a folder: give a file in it, such as weights/best.pt of a run.")
+        if Path(name).is_file() and not known and Path(name).suffix == "":
+            raise UserError(f"model={name} is a file without an ending: rename it to {name}.pt, or .onnx as it may be.")
         if Path(name).suffix == "":
             name = as_yaml  # Ultralytics would take a bare name for a checkpoint
         super().__init__(model=name, task="detect", verbose=verbose)
@@ -103,7 +106,7 @@ class GID(Model):
             from gid_yolo.export.metadata import read_info
             from gid_yolo.export.providers import start
 
-            self._limits = dict(read_info(start(weights, "cpu", 1), weights).limits)  # or why it cannot be used
+            self._file = read_info(start(weights, "cpu", 1), weights)  # or why it cannot be used
             super()._load(weights, task="detect")
             return
         self.model, self.ckpt = load_model(weights, trust=self.trust)
@@ -128,7 +131,7 @@ class GID(Model):
 
     def _thresholds(self) -> dict[str, Any]:
         """`conf`, `iou` and `max_det` of the loaded model, or those that an ONNX file says."""
-        return thresholds(self.model.yaml) if isinstance(self.model, DetectionModel) else dict(self._limits)
+        return thresholds(self.model.yaml) if isinstance(self.model, DetectionModel) else dict(self._file.limits)
 
     def train(self, trainer: Any = None, **kwargs: Any) -> Any:
         """Train; with `teacher=`, distil. Arguments are Ultralytics' and those of `cfg/default.yaml`.
@@ -141,6 +144,7 @@ class GID(Model):
             UserError: Arguments or data that cannot work, said before anything is trained.
         """
         self._check_is_pytorch_model()
+        kwargs = plain(kwargs)
         family, given = "yolo" if is_yolo(self.model) else self.model.yaml["detector"], without_none(kwargs)
         kwargs = {"trust": self.trust} | without_none(expand(kwargs, family))
         check_keys(kwargs)
@@ -179,8 +183,9 @@ class GID(Model):
             Ultralytics' metrics; `self.columns` holds the ten columns.
         """
         check_keys(kwargs)
-        kwargs = {**self._thresholds(), **kwargs}
+        kwargs = {**self._thresholds(), **plain(kwargs)}
         from gid_yolo.export.evaluate import read_data  # it resolves data with the function below
+        from gid_yolo.export.metadata import check_names, chosen_size
 
         check_values(kwargs)
         check_use("val", kwargs)
@@ -196,6 +201,10 @@ class GID(Model):
         model = self.model
         if trained and not kwargs.get("single_cls"):
             model = fit_classes(model, contents["names"], f"model={self.model_name}", path)
+        if not trained:
+            if not kwargs.get("single_cls"):
+                check_names(self._file, contents["names"], f"model={self.model_name}", path)
+            kwargs["imgsz"] = max(chosen_size(self._file, kwargs.get("imgsz"), self.model_name))  # one number, here
         made = (validator or self._smart_load("validator"))(
             args={**self.overrides, "rect": True, **kwargs, "mode": "val"}, _callbacks=self.callbacks
         )
@@ -207,12 +216,20 @@ class GID(Model):
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
         """Detect objects in images, folders or videos; `source` as Ultralytics takes it."""
         check_keys(kwargs)
+        kwargs = plain(kwargs)
         check_values(kwargs)
         check_use("predict", kwargs)
         with_defaults(kwargs)
         check_device(kwargs.get("device"))
-        if isinstance(self.model, DetectionModel):
-            check_classes(kwargs.get("classes"), self.model.names)
+        if isinstance(self.model, GIDDetectionModel) and (
+            asked := {"embed", "visualize"} & without_none(kwargs).keys()
+        ):
+            raise UserError(f"{min(asked)}= reads layers of a YOLO, which {self.model_name} has not: leave it out.")
+        if self._file is not None:
+            from gid_yolo.export.metadata import chosen_size
+
+            kwargs["imgsz"] = list(chosen_size(self._file, kwargs.get("imgsz"), self.model_name))
+        check_classes(kwargs.get("classes"), self.model.names if self._file is None else self._file.names)
         own = {key: value for key, value in self._thresholds().items() if key != "conf"}  # Ultralytics' is 0.25
         results = self._results(source, predictor, **{**own, **kwargs})
         return results if stream else list(results)
@@ -228,12 +245,14 @@ class GID(Model):
             yield result
 
     def export(self, **kwargs: Any) -> str:
-        """Write an ONNX file beside the checkpoint and return its path, see `gid_yolo.export.to_onnx`."""
+        """Write an ONNX file, `file=` or one beside the checkpoint, and return its path: `gid_yolo.export.to_onnx`."""
         self._check_is_pytorch_model()
         check_keys(kwargs)
+        kwargs = plain(kwargs)
         check_values(kwargs)
         check_use("export", kwargs)
         check_device(kwargs.get("device"))
+        file = kwargs.pop("file", None)
         from gid_yolo.export.to_onnx import export  # it resolves data with a function of this module
 
         known = {key: self.overrides[key] for key in ("imgsz", "data") if self.overrides.get(key) is not None}
@@ -243,13 +262,15 @@ class GID(Model):
         if kwargs.get("data") is not None and not measured:
             raise UserError(f"data={kwargs['data']} holds the images of quantize=8: leave it out, or add that.")
         with safely(self.trust):
-            return str(export(self.model, {"imgsz": 640, "batch": 1, **known, **kwargs}))
+            return str(export(self.model, {"imgsz": 640, "batch": 1, **known, **kwargs}, file and Path(file)))
 
     def benchmark(self, **kwargs: Any) -> Any:
         """Compare this model's ONNX file with those of `baseline=` and `teacher=`: latency against accuracy."""
         from gid_yolo.export.benchmark import benchmark
 
-        kwargs = {"trust": self.trust, **kwargs}
+        kwargs = {"trust": self.trust, **plain(kwargs)}
+        if kwargs.get("data") is None:
+            kwargs["data"] = self._named_data(kwargs["trust"])
         with safely(kwargs["trust"]):
             return benchmark(model=self.ckpt_path or self.model_name, **kwargs)
 

@@ -14,7 +14,7 @@ from gid_yolo.errors import UserError, some
 _OWN: dict[str, tuple[str, ...]] = {
     "val": (),
     "predict": (),
-    "export": ("winograd",),
+    "export": ("winograd", "file"),
     "visualize": ("teacher", "gid_top_k", "gid_iou"),
 }
 # Ultralytics' that a mode would leave aside, which reads as if it did otherwise

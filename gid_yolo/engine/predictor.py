@@ -11,7 +11,7 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER
 
 from gid_yolo.engine.config import ultralytics_args
 from gid_yolo.engine.detection_model import limited
-from gid_yolo.errors import UserError
+from gid_yolo.errors import UserError, some
 
 
 class GIDPredictor(DetectionPredictor):
@@ -57,15 +57,22 @@ class GIDPredictor(DetectionPredictor):
         """Yield results, then count the images that were skipped.
 
         Raises:
-            UserError: A later file of the source is no video.
+            UserError: A later file of the source is no video, or nothing of the source could be read.
         """
+        results = 0
         try:
             with self.limits:
-                yield from super().stream_inference(*args, **kwargs)
+                for result in super().stream_inference(*args, **kwargs):
+                    results += 1
+                    yield result
         except FileNotFoundError as error:
             if error.errno is not None:  # the system's, of a place to write to; Ultralytics' own have none
                 raise
             raise _unread(self.source, error) from error
+        if self.unreadable and not results:
+            raise UserError(
+                f"source={self.source} cannot be read: no image could be decoded ({some(self.unreadable)})."
+            )
         if self.unreadable:
             LOGGER.warning(f"{len(self.unreadable)} image(s) could not be read and were skipped: {self.unreadable}")
 

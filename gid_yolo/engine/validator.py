@@ -59,6 +59,11 @@ class GIDValidator(DetectionValidator):
         args = self.args
         self.limits.enter_context(limited(network, conf=args.conf, iou=args.iou, max_det=args.max_det))
 
+    def postprocess(self, preds: Any) -> list[dict[str, Any]]:
+        """Ultralytics' NMS, image by image: of a batch it silently leaves out the images past a time limit."""
+        found = preds[0] if isinstance(preds, list | tuple) else preds
+        return [detections for image in found.split(1) for detections in super(GIDValidator, self).postprocess(image)]
+
     def update_metrics(self, preds: list[dict[str, Any]], batch: dict[str, Any]) -> None:
         """Add a batch to both evaluations."""
         super().update_metrics(preds, batch)

@@ -49,7 +49,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "trust": (True, False),
 }
 _NAMES = ("project", "name")  # Ultralytics makes a text of a number
-_TEXTS = ("cfg", "recipe", "data", "teacher", "save_dir", "backbone")
+_TEXTS = ("cfg", "recipe", "data", "teacher", "save_dir", "backbone", "file")
 
 
 def check_texts(args: Mapping[str, Any], also: Sequence[str] = ()) -> None:

@@ -128,5 +128,6 @@ class _OnnxNMS(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, boxes: Any, scores: Any, iou_threshold: float, min_score: float, most: int | None) -> Any:
         """The node in the graph; at most `most` boxes of a class of an image stay."""
-        values = (torch.iinfo(torch.int64).max if most is None else most, iou_threshold, min_score)
+        limits = float(iou_threshold), float(min_score)  # whole numbers would be constants of another type
+        values = (torch.iinfo(torch.int64).max if most is None else most, *limits)
         return g.op("NonMaxSuppression", boxes, scores, *(g.op("Constant", value_t=torch.tensor([v])) for v in values))

@@ -89,7 +89,12 @@ def test_one_run_is_resumed(capsys, tmp_path, teacher):
     assert "finished run" in sentence(capsys, "train", f"resume={teacher}", f"model={same}")
 
 
-USED = {"val": set(), "predict": set(), "export": {"winograd"}, "visualize": {"teacher", "gid_top_k", "gid_iou"}}
+USED = {
+    "val": set(),
+    "predict": set(),
+    "export": {"winograd", "file"},
+    "visualize": {"teacher", "gid_top_k", "gid_iou"},
+}
 
 
 @pytest.mark.parametrize("mode", USED)
