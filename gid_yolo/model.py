@@ -13,7 +13,7 @@ from ultralytics.utils.torch_utils import parse_device, select_device
 
 from gid_yolo.cfg import load_yaml, model_names
 from gid_yolo.data.convert import prepare_data
-from gid_yolo.data.synthetic import synthetic_dataset
+from gid_yolo.data.synthetic import is_embedded, synthetic_dataset
 from gid_yolo.engine.checkpoint import is_checkpoint, load_model
 from gid_yolo.engine.classes import check_classes, fit_classes
 from gid_yolo.engine.config import (
@@ -151,6 +151,9 @@ class GID(Model):
         check_device(kwargs.get("device"))
         if kwargs.get("resume") is True and not kwargs.get("data"):
             self._named_data(kwargs["trust"])
+        data = kwargs.get("data") or self.overrides.get("data")
+        if kwargs.get("resume") and data and (kwargs.get("data") or is_embedded(data)):  # which may have moved
+            kwargs["data"] = str(resolve_data(data))
         if not kwargs.get("resume"):
             check_values(kwargs, training=True)
             check_weights(kwargs)
@@ -314,6 +317,8 @@ class GID(Model):
     def _named_data(self, trust: Any) -> Any:
         """The data that the checkpoint names."""
         data = self.overrides.get("data")
+        if is_embedded(data):
+            return str(resolve_data(data))
         if trust is not True:
             check_named(data, f"model={self.model_name}")
         return data
@@ -355,9 +360,9 @@ def check_device(device: Any) -> None:
 
 def resolve_data(data: Any) -> Path:
     """Path of the data yaml: the embedded set without `data=`, converted where it is VOC or COCO JSON."""
-    if data is None:
-        return synthetic_dataset()
     name = Path(str(data))
+    if data is None or (is_embedded(data) and not name.is_file()):  # in a cache that was moved or emptied
+        return synthetic_dataset()
     if name.suffix in {".yaml", ".yml"} and not name.is_file():
         if (stored := Path(SETTINGS["datasets_dir"]) / name).is_file():
             return stored

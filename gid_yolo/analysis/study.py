@@ -78,7 +78,7 @@ def study(
     data_path, contents = read_data(data, split, common.get("trust", False))
     common = _one_class(file, common, contents["names"])
     root = Path(SETTINGS["runs_dir"]) / str(project or "study")
-    where = data_path.resolve() if data_path.is_file() else data_path  # a name of Ultralytics' stays one
+    where = data_path.absolute() if data_path.is_file() else data_path  # a name of Ultralytics' stays one
     planner = Planner(where, root.resolve() / "runs", common, numbers)
     groups, left_out = with_models(file, _pairs(model, teacher, common.get("trust", False)))
     if longer is not None:

@@ -45,6 +45,7 @@ class Line:
         failures: Why runs of it failed.
         minutes: For how many each seed's was trained, where that is known.
         drawn: The mAP of each seed's on other images, likewise.
+        done: Runs that have results, whatever columns those have a value in.
     """
 
     row: Row
@@ -52,6 +53,12 @@ class Line:
     failures: tuple[str, ...]
     minutes: dict[int, float]
     drawn: dict[int, Resampled]
+    done: int
+
+    @property
+    def whole(self) -> bool:
+        """Every run has its results."""
+        return self.done == len(self.row.runs)
 
 
 def minutes_as_text(minutes: float) -> str:
@@ -91,7 +98,7 @@ def _line(study: Study, row: Row, results: Results, failed: dict[str, str], seco
     minutes = {seed: x / 60 for seed in found if (x := seconds(row.runs[seed])) is not None}
     asked = RESAMPLED in cells and row.kind != "teacher"
     drawn = {seed: own for seed in found if asked and (own := draws(row.runs[seed])) is not None}
-    return Line(row, cells, failures, minutes, drawn)
+    return Line(row, cells, failures, minutes, drawn, len(found))
 
 
 def _compared(line: Line, plain: Line) -> Line:

@@ -19,6 +19,7 @@ from typing import IO, Any
 import torch
 from ultralytics.utils import LOGGER
 
+from gid_yolo.analysis.study_data import SameData
 from gid_yolo.analysis.study_plan import ABOUT, OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run, defaults_of, family_of
 from gid_yolo.cfg import load_yaml
 from gid_yolo.distill.methods import parse_methods
@@ -111,13 +112,16 @@ class Runner:
     def execute(self, runs: Sequence[Run], report: Callable[[], Any]) -> None:
         """Run all that is not done, and call `report` after each that ends; failures are kept in `failed`."""
         self.failed.clear()
+        same_data = SameData(self.folder)
         for run in runs:
             self._check_defaults(run)
+            same_data.check(run)
         waiting = deque(run for run in runs if self.results(run) is None)
         total, done, began = len(waiting), 0, time.time()
         LOGGER.info(f"{len(runs) - total} of {len(runs)} runs are done, {total} are left, {len(self.slots)} at a time.")
         free = list(self.slots)
         running: list[_Process] = []
+        noting: list[_Process] = []  # of those, the ones that have yet to say what data they have
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -129,11 +133,13 @@ class Runner:
                     run = waiting.popleft()
                     if process := self._start(run, free[-1]):
                         running.append(process)
+                        noting.append(process)
                         free.pop()
                         break  # start the next one after a look at those that run
                     if not self._over(run):
                         waiting.append(run)
                 time.sleep(POLL)
+                noting = [process for process in noting if process in running and not same_data.check(process.run)]
                 for process in [p for p in running if p.popen.poll() is not None]:
                     running.remove(process)
                     free.append(process.device)

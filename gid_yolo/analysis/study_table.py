@@ -59,7 +59,10 @@ def _notes(study: Study, lines: Sequence[Line]) -> Iterable[str]:
             yield f"FAILED: {line.row.group}, {line.row.name}: {reason}"
     if study.left_out:
         yield f"Left out: {', '.join(study.left_out)}; give model= and teacher= of that kind too, e.g. model=[a,b]."
-    if any(len(line.cells[study.file.columns[0]].values) < len(line.row.runs) for line in lines):
+    done = [line for line in lines if line.done]
+    if empty := [column for column in study.file.columns if done and not any(x.cells[column].values for x in done)]:
+        yield f"{', '.join(empty)}: {study.settings['split']} has no objects to measure that on."
+    if not all(line.whole for line in lines):
         first = "mend what failed, and " if any(line.failures for line in lines) else ""
         yield f"Not all runs are done: {first}the same command goes on."
 
@@ -87,8 +90,9 @@ def _images(cell: Cell | None) -> OverImages | None:
 
 def _body(line: Line, columns: Sequence[str]) -> list[str]:
     first = line.cells[columns[0]]
-    done, wanted = len(first.values), len(line.row.runs)
-    seeds = "" if line.row.kind == "teacher" else str(done) if done == wanted else f"{done} of {wanted}"
+    seeds = "" if line.row.kind == "teacher" else str(line.done)
+    if not line.whole and seeds:
+        seeds += f" of {len(line.row.runs)}"
     minutes = minutes_as_text(median(line.minutes.values())) if line.minutes else ""
     return [line.row.name, *(_mean(line.cells[c]) for c in columns), _gain(first), seeds, minutes]
 

@@ -29,9 +29,11 @@ def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
     column, line = study.file.columns[0], lines[-1]
     gain = line.cells[column].gain
     compared = [other for other in lines if other.row.kind != LONGER]
-    missing = any(len(other.cells[column].values) < len(other.row.runs) for other in compared)
-    if gain is None or missing or len({row.group for row in study.rows}) > 1:
+    if not all(other.whole for other in compared) or len({row.group for row in study.rows}) > 1:
         return None
+    if gain is None:
+        text = f"Undecided: {study.settings['split']} has no objects to measure {column} on; give split= another one."
+        return {"verdict": "undecided", "sentence": text, "column": column}
     size = f"{signed(gain.mean)} {column}"
     baseline = next(other for other in lines if other.row.kind == "plain")
     reached = [found.mean for x in (line, baseline) if (found := x.cells[column].spread)]

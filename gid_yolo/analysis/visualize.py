@@ -19,6 +19,7 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.instance import Instances
 from ultralytics.utils.torch_utils import select_device
 
+from gid_yolo.data.labels import read_boxes
 from gid_yolo.distill.gism import select_general_instances
 from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.types import TYPES, classify, count_types
@@ -120,16 +121,17 @@ def _labels(image: str) -> NDArray[np.float32] | None:
     """The boxes of an image's label file; None where there is none.
 
     Raises:
-        UserError: Its lines are not of at least five numbers.
+        UserError: Its lines are neither boxes nor polygons.
     """
     path = Path(img2label_paths([image])[0])
     if not path.is_file() or path == Path(image):
         return None
     try:
-        rows = [[float(x) for x in line.split()[:5]] for line in path.read_text().splitlines() if line.strip()]
-        return np.array(rows, dtype=np.float32).reshape(len(rows), 5)[:, 1:]
+        return np.array(read_boxes(path), dtype=np.float32).reshape(-1, 4)
     except ValueError as error:
-        raise UserError(f"{path} cannot be read as labels ({error}): a line is class x y width height.") from error
+        raise UserError(
+            f"{path} cannot be read as labels ({error}): a line is class x y width height, or class x1 y1 x2 y2 ..."
+        ) from error
 
 
 def _prepare(

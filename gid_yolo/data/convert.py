@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from gid_yolo.errors import UserError
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
+_VERSION = b"upright"  # of what is written: a change makes sets of before anew
+
 LOGGER = logging.getLogger("gid_yolo")
 
 
@@ -35,12 +38,14 @@ class LabelledImage:
         name: Where it goes below `images/<split>/`.
         size: (width, height) in pixels.
         objects: Class index and xyxy box in pixels of each object, not yet clipped.
+        sized: The annotation says the size; else it is that of the stored pixels.
     """
 
     path: Path
     name: Path
     size: tuple[float, float]
     objects: list[tuple[int, tuple[float, float, float, float]]] = field(default_factory=list)
+    sized: bool = True
 
 
 @dataclass
@@ -70,7 +75,7 @@ def prepare_data(data: str | Path) -> Path:
     Raises:
         UserError: Nothing is there, or what is there cannot be used.
     """
-    path = Path(data).expanduser().resolve()
+    path = Path(data).expanduser().absolute()  # not resolved: a yaml may be a link, whose paths are from where it lies
     if path.is_dir():
         from gid_yolo.data.voc import is_voc, read_voc
 
@@ -91,6 +96,8 @@ def prepare_data(data: str | Path) -> Path:
         contents = load_yaml(path)
     except ValueError as error:
         raise UserError(f"data={error}") from error
+    if not contents.get("val") and contents.get("validation"):  # another name of it, to Ultralytics
+        contents["val"] = contents["validation"]
     if missing := [split for split in ("train", "val") if not contents.get(split)]:
         raise UserError(f"data={data} has no '{missing[0]}:': say where the images of that split are.")
     if not any(isinstance(contents.get(split), dict) for split in SPLITS):
@@ -101,9 +108,16 @@ def prepare_data(data: str | Path) -> Path:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted; the cache is passed over, should it lie there."""
+    """All image files below a folder and what it links to, sorted; the cache is passed over, should it lie there."""
     cache = cache_dir()
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    found: list[Path] = []
+    visited: set[Path] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if Path(place).resolve() in visited:  # a link back
+            folders.clear()
+            continue
+        visited.add(Path(place).resolve())
+        found += (Path(place) / name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES)
     return sorted(p for p in found if not p.is_relative_to(cache))
 
 
@@ -127,7 +141,7 @@ def _convert(data: Path, sources: Iterable[Path], read: Callable[[], Annotations
 
     Images are sources too: a set whose links lead nowhere must not be used again.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_VERSION)
     for source in sources:
         try:
             status = source.stat()
@@ -142,12 +156,14 @@ def _convert(data: Path, sources: Iterable[Path], read: Callable[[], Annotations
 
 
 def _write(folder: Path, found: Annotations, data: Path) -> None:
+    from gid_yolo.data.orientation import upright
+
     dropped = dict(found.dropped)
     total = 0
     for split, images in found.splits.items():
         taken: dict[Path, Path] = {}
-        for image in images:
-            lines = []
+        for annotated in images:
+            image, lines = upright(annotated), []
             for label, box in image.objects:
                 row = normalise(box, image.size)
                 if row is None:

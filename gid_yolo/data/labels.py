@@ -33,6 +33,29 @@ def label_problems(path: Path, classes: int | None) -> list[str]:
     return [f"{path}:{number}: {problem}" for number, problem in found if problem]
 
 
+def read_boxes(path: Path) -> list[list[float]]:
+    """The boxes of a label file, as Ultralytics reads them: polygons become the boxes around them.
+
+    Returns:
+        x and y of the centre, width and height of each, in parts of the image.
+
+    Raises:
+        ValueError: A line is neither a box nor a polygon.
+    """
+    rows = [[float(x) for x in line.split()] for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    if not any(len(row) > 6 for row in rows):
+        if wrong := [row for row in rows if len(row) != 5]:
+            raise ValueError(f"{len(wrong[0])} values in a line")
+        return [row[1:] for row in rows]
+    boxes = []
+    for row in rows:
+        if len(row) < 7 or len(row) % 2 == 0:
+            raise ValueError(f"{len(row)} values in a line, where others are polygons")
+        (x1, x2), (y1, y2) = ((min(side), max(side)) for side in (row[1::2], row[2::2]))
+        boxes.append([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+    return boxes
+
+
 def _problem(words: Sequence[str], polygons: bool, classes: int | None) -> str | None:
     """Of one line; in a file with a polygon every line must be one."""
     if polygons and (len(words) == 5 or len(words) < 3 or len(words) % 2 == 0):

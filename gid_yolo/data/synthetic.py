@@ -55,6 +55,11 @@ def synthetic_dataset(
     return write_once(root, write)
 
 
+def is_embedded(data: object) -> bool:
+    """True for the path of the set as this version draws it, in this cache or in another that may be gone."""
+    return Path(str(data)).name == DATA_YAML and Path(str(data)).parent.name == _VERSION
+
+
 def draw(split: str, index: int, image_size: int = IMAGE_SIZE) -> Scene:
     """Draw image `index` of a split: each has its own random stream, so a larger set extends a smaller one."""
     return render(np.random.default_rng([_SEED, *split.encode(), index]), image_size)

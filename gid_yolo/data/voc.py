@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -66,7 +67,7 @@ def read_voc(folder: Path, files: Sequence[Path]) -> Annotations:
     for split, rows in parsed.items():
         found[split] = []
         for path, root in rows:
-            image = LabelledImage(path, Path(path.name), _size(root, path))
+            image = LabelledImage(path, Path(path.name), **_size(root, path))
             for item in root.iter("object"):
                 if split != "train" and (item.findtext("difficult") or "0").strip() != "0":
                     dropped["difficult (val, test)"] += 1
@@ -93,14 +94,14 @@ def _image(by_name: dict[str, list[Path]], root: ElementTree.Element, stem: str,
     return found[0]
 
 
-def _size(root: ElementTree.Element, path: Path) -> tuple[float, float]:
-    """Width and height as the XML says, or as the image does where the XML has none or zeros."""
+def _size(root: ElementTree.Element, path: Path) -> dict[str, Any]:
+    """Width and height as the XML says, or as the image does where the XML has none or zeros; and which of both."""
     width, height = (_number(root, f"size/{key}") for key in ("width", "height"))
     if width > 0 and height > 0:
-        return width, height
+        return {"size": (width, height)}
     try:
         with Image.open(path) as image:
-            return image.size
+            return {"size": image.size, "sized": False}
     except OSError as error:
         raise UserError(f"{path} is not a readable image ({type(error).__name__}): replace it.") from error
 

@@ -92,7 +92,8 @@ def _counted(trainer: DistillationTrainer, split: str) -> str:
     """How many images a split gives, and how many of its files Ultralytics skipped."""
     images = (trainer.train_loader if split == "train" else trainer.test_loader).dataset
     used, left = len(images.im_files), tell_unusable(images, None if trainer.args.single_cls else trainer.data["nc"])
-    return f"{used} of {used + left}: {left} COULD NOT BE USED, each is named above" if left else str(used)
+    told = f"{used} of {used + left}: {left} COULD NOT BE USED, each is named above" if left else str(used)
+    return told if any(len(label["cls"]) for label in images.labels) else f"{told}, WITHOUT OBJECTS"
 
 
 def _describe(model: DetectionModel) -> str:
@@ -112,14 +113,23 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
     if teacher.training or any(p.requires_grad for p in teacher.parameters()):
         raise UserError("the teacher is not frozen: something put it back into training mode.")
     columns, images = teacher_columns(trainer, model)
-    if columns["mAP"] < args.teacher_min_ap:
+    unmeasured = columns["mAP"] < 0  # pycocotools' word for it
+    if unmeasured and args.teacher_min_ap > 0:
+        raise UserError(
+            f"teacher={args.teacher} cannot be measured: none of {images} validation images shows an object of a class "
+            "that it knows; raise teacher_sample=, or set teacher_min_ap=0 to trust it."
+        )
+    if not unmeasured and columns["mAP"] < args.teacher_min_ap:
         half = "; its numbers may be too large for half precision, which teacher_precision=fp32 keeps it from"
         raise UserError(
             f"teacher={args.teacher} reaches mAP {columns['mAP']:.1f} on {images} validation images, under "
             f"teacher_min_ap={args.teacher_min_ap}: it has nothing to teach; train it longer, or set teacher_min_ap=0"
             f"{half if trainer.teacher_in_float16 else ''}."
         )
-    if warning := _too_weak(trainer, columns["mAP"]):
+    accuracy = f"mAP {columns['mAP']:.1f}, AP50 {columns['AP50']:.1f}"
+    if unmeasured:
+        accuracy = "NOT MEASURED: no object of a class that it knows"
+    elif warning := _too_weak(trainer, columns["mAP"]):
         LOGGER.warning(warning)
     classes = (
         f"{teacher.nc} classes, the student's" if model.shared is None else _mapping(teacher, student, model.shared)
@@ -127,7 +137,7 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
     return [
         ("teacher", f"{_describe(original)}, {args.teacher}"),
         ("teacher tensors", f"{loaded} of {wanted} loaded; frozen, evaluation mode{_precision(model)}"),
-        ("teacher accuracy", f"mAP {columns['mAP']:.1f}, AP50 {columns['AP50']:.1f} on {images} validation images"),
+        ("teacher accuracy", f"{accuracy} on {images} validation images"),
         ("teacher classes", classes),
         ("aligned", _alignment(trainer, model)),
         ("distillation", _methods(model)),
@@ -138,7 +148,8 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
 
 def _too_weak(trainer: DistillationTrainer, ap: float) -> str | None:
     """What to say where a plain run of this student on these data, finished before, comes near to its teacher."""
-    found = best_finished_run(str(trainer.args.model), trainer.args.data, trainer.args.project)
+    args = trainer.args
+    found = best_finished_run(str(args.model), args.data, args.project, single_cls=bool(args.single_cls))
     if found is None or ap - found[0] >= LEAD:
         return None
     return (

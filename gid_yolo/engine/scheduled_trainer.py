@@ -13,6 +13,7 @@ from ultralytics.utils import LOGGER, RANK, YAML
 from gid_yolo.engine.config import BEFORE
 from gid_yolo.engine.resumable_trainer import ResumableTrainer
 from gid_yolo.engine.schedule import Schedule, check_schedule, check_warmup, schedule_of
+from gid_yolo.engine.unusable import reason_of
 from gid_yolo.errors import UserError
 
 
@@ -53,7 +54,12 @@ class ScheduledTrainer(ResumableTrainer):
 
     def _build_train_pipeline(self) -> None:
         retry = self.optimizer is not None
-        super()._build_train_pipeline()
+        try:
+            super()._build_train_pipeline()
+        except UserError:
+            raise
+        except ValueError as error:  # Ultralytics' reason, of batch, imgsz and multi_scale
+            raise UserError(f"batch={self.args.batch} cannot be trained: {reason_of(error)}") from error
         if (warmup := self.own("warmup_iterations")) is not None:
             check_warmup(warmup, self.schedule.iterations)
         if iterations := self.own("iterations"):

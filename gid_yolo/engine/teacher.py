@@ -24,7 +24,7 @@ from gid_yolo.errors import UserError, some
 # What a teacher that is trained first takes over from the student's run
 CARRIED = (
     *("imgsz", "batch", "seed", "deterministic"),
-    *("device", "workers", "cache", "amp", "project", "plots", "verbose"),
+    *("device", "workers", "cache", "amp", "project", "plots", "verbose", "single_cls"),
 )
 
 
@@ -130,7 +130,7 @@ def find_finished_run(name: str, data: str | Path, args: Mapping[str, Any]) -> P
     Raises:
         UserError: It has nothing to teach. A run of the same length would hardly have more.
     """
-    found = best_finished_run(name, data, args.get("project"))
+    found = best_finished_run(name, data, args.get("project"), single_cls=bool(args.get("single_cls")))
     if found is None:
         return None
     ap, best = found
@@ -147,36 +147,45 @@ def find_finished_run(name: str, data: str | Path, args: Mapping[str, Any]) -> P
     return best.resolve()
 
 
-def best_finished_run(name: str, data: str | Path, project: str | Path | None = None) -> tuple[float, Path] | None:
+def best_finished_run(
+    name: str, data: str | Path, project: str | Path | None = None, *, single_cls: bool = False
+) -> tuple[float, Path] | None:
     """Validation mAP in percent and best.pt of the most accurate finished plain run of model `name` on `data`."""
     runs = []
-    for best in finished_runs(name, data, project):
+    for best in finished_runs(name, data, project, single_cls=single_cls):
         with suppress(OSError, ValueError):  # another run's file, which may be damaged
             ap = load_yaml(best.parents[1] / "coco_metrics.json").get("mAP")  # JSON is yaml
             runs += [(float(ap), best)] if isinstance(ap, int | float) else []
     return max(runs) if runs else None
 
 
-def finished_runs(name: str, data: str | Path, project: str | Path | None = None) -> list[Path]:
-    """The best.pt of every finished plain run of model `name` on `data`.
+def finished_runs(
+    name: str, data: str | Path, project: str | Path | None = None, *, single_cls: bool = False
+) -> list[Path]:
+    """The best.pt of every finished plain run of model `name` on `data`, of all classes as one where `single_cls`.
 
     Ultralytics' runs folder is searched, and `project` where it is a folder of its own. A run is finished when its
     final evaluation was written, which is the last thing training does.
     """
+    folders = _plain_runs(name, data, project, single_cls)
+    runs = [folder / "weights" / "best.pt" for folder in folders if (folder / "coco_metrics.json").is_file()]
+    return [best for best in runs if best.is_file()]
+
+
+def _plain_runs(name: str, data: str | Path, project: str | Path | None, single_cls: bool) -> list[Path]:
+    """The folders of all plain runs of model `name` on `data`, finished or not."""
     runs = []
     roots = [Path(SETTINGS["runs_dir"]) / "detect", *([Path(project)] if project else [])]
     for file in {file.resolve() for root in roots for file in root.glob("**/args.yaml")}:
-        best = file.parent / "weights" / "best.pt"
-        if not best.is_file() or not (file.parent / "coco_metrics.json").is_file():
-            continue
         try:
             args = load_yaml(file)
         except (OSError, ValueError):  # another run's, which may be damaged
             continue
         same_data = args.get("data") and Path(str(args["data"])).resolve() == Path(data).resolve()
-        other = any(args.get(key) for key in ("teacher", "backbone", "single_cls", "classes"))  # another model or data
+        other = any(args.get(key) for key in ("teacher", "backbone", "classes"))  # another model or data
+        other = other or bool(args.get("single_cls")) != single_cls
         if args.get("model") == name and same_data and not other and args.get("fraction") in (None, 1.0):
-            runs.append(best)
+            runs.append(file.parent)
     return runs
 
 
@@ -206,6 +215,7 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
     overrides.update(
         model=name, data=str(data), task="detect", mode="train", name=f"teacher_{name}_{Path(data).parent.name}"
     )
+    stopped = _stopped_run(name, data, args)  # before this one lies beside it
     trainer = GIDTrainer(overrides=overrides)
     images = len(image_files(trainer.data["train"]))
     seen, length = trainer.epochs * images, f"{trainer.epochs} epochs of {images} images"
@@ -223,8 +233,17 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
         f"then it is kept as {trainer.best} and found again next time.\n"
         "  Give teacher=FILE.pt to use a teacher of your own, teacher_epochs=N to train it for longer or shorter.\n"
     )
+    if stopped:
+        LOGGER.warning(f"such a run was stopped before its end: gid-train resume=True model={stopped} goes on with it.")
     trainer.train()
     return trainer.best.resolve()
+
+
+def _stopped_run(name: str, data: str | Path, args: Mapping[str, Any]) -> Path | None:
+    """The newest last.pt of such runs that are not finished; another process may be at it, so nobody else goes on."""
+    folders = _plain_runs(name, data, args.get("project"), bool(args.get("single_cls")))
+    files = [x / "weights" / "last.pt" for x in folders if not (x / "coco_metrics.json").is_file()]
+    return max((file for file in files if file.is_file()), key=lambda file: file.stat().st_mtime, default=None)
 
 
 def seconds_per_image(name: str, imgsz: int, device: torch.device, batch: int = 2) -> float:

@@ -20,6 +20,7 @@ from gid_yolo.errors import UserError, printable
 
 MOST = 20  # lines in the log
 
+_NO_LABELS = "No labels found in"  # Ultralytics' words
 UNUSABLE = (OSError, SyntaxError, RuntimeError, AssertionError, TypeError, LookupError, ValueError, AttributeError)
 
 
@@ -36,6 +37,11 @@ def reading(data: Any, split: str) -> Iterator[None]:
     except UserError:
         raise
     except UNUSABLE as error:
+        if _NO_LABELS in str(error):  # in a cache, it says, which is not there
+            raise UserError(
+                f"split={split} of data={data} has no labels: check that labels/ lies beside images/, with a .txt for "
+                "each image that shows an object."
+            ) from error
         raise UserError(f"split={split} of data={data} cannot be read: {reason_of(error)}") from error
 
 

@@ -322,3 +322,24 @@ def test_the_command_line_needs_a_study(capsys) -> None:
     assert "say which study" in capsys.readouterr().err
     assert main(["study", "table9"]) == 2
     assert "'table9' is not known" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_data_that_changed_end_it_before_anything_is_trained(tmp_path, data, checkpoints, own_study) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data.parent, copy)
+    again = {
+        "data": copy / "data.yaml",
+        "project": tmp_path / "study",
+        "own_study": own_study,
+        "checkpoints": checkpoints,
+    }
+    with pytest.raises(UserError, match="runs failed"):  # of mimicking
+        start(**again)
+    (copy / "labels" / "train" / "0.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    began = time.time()
+    with pytest.raises(UserError, match="were trained on other train images, boxes or classes"):
+        start(**again, seeds=2)
+    unfinished = [run for run in (tmp_path / "study" / "runs").iterdir() if run.is_dir() and "seed1" in run.name]
+    assert not any((run / "coco_metrics.json").is_file() for run in unfinished)
+    assert time.time() - began < 120

@@ -319,3 +319,14 @@ def test_files_hold_the_numbers_of_the_table(tmp_path) -> None:
     assert saved["verdict"]["verdict"] == "helped"
     runs = saved["rows"][2]["runs"]
     assert [runs[str(seed)]["results"]["mAP"] for seed in range(3)] == [13.0, 15.0, 17.1]
+
+
+def test_a_split_without_objects_is_no_unfinished_study() -> None:
+    # pycocotools gives -1 where there is nothing to measure
+    study, results = make("verdict", {"teacher": [-1.0], "plain": [-1.0], "distilled": [-1.0]})
+    lines = tabulate(study, results, {})
+    text = markdown(study, lines)
+    assert "Not all runs are done" not in text
+    assert "mAP: val has no objects to measure that on." in text
+    assert cells(text)["plain"][-2] == "1"
+    assert verdict(study, lines)["sentence"].startswith("Undecided: val has no objects to measure mAP on")

@@ -376,3 +376,23 @@ def test_images_that_share_a_label_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="would share a label file") as error:
         prepare_data(coco_set(tmp_path, put("images.1.file_name", "a.jpg")))
     one_sentence(error)
+
+
+def test_a_yaml_that_is_a_link_is_read_from_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "yamls").mkdir()
+    (tmp_path / "yamls" / "real.yaml").write_text("train: images/train\nval: images/val\nnames: [a]\n")
+    (tmp_path / "set").mkdir()
+    link = tmp_path / "set" / "data.yaml"
+    link.symlink_to(tmp_path / "yamls" / "real.yaml")
+    assert prepare_data(link) == link
+
+
+def test_validation_is_another_word_for_val(tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text("train: images/train\nvalidation: images/val\nnames: [a]\n")
+    assert prepare_data(path) == path
+    path = coco_set(tmp_path)
+    contents = yaml.safe_load(path.read_text())
+    contents["validation"] = contents.pop("val")
+    path.write_text(yaml.safe_dump(contents))
+    assert "val" in yaml.safe_load(prepare_data(path).read_text())

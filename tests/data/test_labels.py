@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ultralytics.data.utils import verify_image_label
 
-from gid_yolo.data.labels import label_problems
+from gid_yolo.data.labels import label_problems, read_boxes
 
 CASES = 400
 NUMBERS = st.one_of(
@@ -75,3 +75,18 @@ def test_polygons(tmp_path):
 
 def test_a_file_that_cannot_be_read_says_so(tmp_path):
     assert label_problems(tmp_path, 2) == [f"{tmp_path}: it cannot be read (Is a directory)"]
+
+
+def test_boxes_are_read_as_ultralytics_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes("\ufeff0 0.1 0.1 0.4 0.1 0.4 0.5\n\n1 0.5 0.5 0.8 0.5 0.8 0.8 0.5 0.8\n".encode())
+    # Around (0.1, 0.1), (0.4, 0.1), (0.4, 0.5) lies x 0.1 to 0.4, y 0.1 to 0.5
+    np.testing.assert_allclose(read_boxes(file), [[0.25, 0.3, 0.3, 0.4], [0.65, 0.65, 0.3, 0.3]])
+    file.write_text("1 0.5 0.25 0.5 0.5\n")
+    assert read_boxes(file) == [[0.5, 0.25, 0.5, 0.5]]
+    file.write_text("\n")
+    assert read_boxes(file) == []
+    for wrong in ("0 0.1 0.1", "0 0.1 0.1 0.2 0.2 0.3", "0 a b c d", "0 0.1 0.1 0.2 0.2\n0 0 0 1 0 1 1"):
+        file.write_text(wrong)
+        with pytest.raises(ValueError, match=r"values in a line|could not convert"):
+            read_boxes(file)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_helpers import FAST, write_data
+from engine_helpers import FAST, train_one_epoch, write_data
 from ultralytics.utils import LOGGER
 
 from gid_yolo.engine.checkpoint import fingerprint, load_model
 from gid_yolo.engine.teacher import (
     best_finished_run,
     find_finished_run,
+    finished_runs,
     image_files,
     loaded_share,
     resolve_teacher,
@@ -143,3 +144,40 @@ def test_a_plain_run_that_comes_near_the_teacher_is_named(data, teacher, tmp_pat
     metrics.write_text(json.dumps({**found, "mAP": -50.0}))  # 50 under a teacher of 0 or more
     GIDTrainer(overrides={**distilled, "save_dir": str(tmp_path / "second")}).train()
     assert not any("a plain run of this student" in text for text in said)
+
+
+def test_a_teacher_of_one_class_is_of_one_class(data):
+    from gid_yolo import GID
+
+    settings = {**FAST, "single_cls": True, "data": str(data)}
+    GID("retina_nano").train(**settings, teacher="retina_nano")
+    (found,) = finished_runs("retina_nano", data, single_cls=True)
+    assert "teacher_retina_nano" in str(found)
+    assert finished_runs("retina_nano", data) == []
+    assert resolve_teacher("retina_nano", data, {"teacher_min_ap": 0, "single_cls": True}) == found
+
+
+def test_a_run_of_the_teacher_that_was_stopped_is_named(data, caplog):
+    trainer = GIDTrainer(overrides={**FAST, "model": "retina_nano", "data": str(data), "epochs": 2})
+    train_one_epoch(trainer)
+    resolve_teacher("retina_nano", data, dict(FAST))
+    assert (
+        f"stopped before its end: gid-train resume=True model={trainer.last.resolve()} goes on with it" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("least", [0, 1.0])
+def test_a_teacher_that_no_image_measures(data, teacher, tmp_path, caplog, least):
+    empty = tmp_path / "empty"
+    shutil.copytree(data.parent, empty)
+    for label in (empty / "labels" / "val").iterdir():
+        label.write_text("")
+    settings = {**FAST, "model": "retina_nano", "data": str(empty / "data.yaml"), "teacher": str(teacher)}
+    trainer = GIDTrainer(overrides={**settings, "teacher_min_ap": least})
+    if least:
+        with pytest.raises(UserError, match="cannot be measured: none of 4 validation images shows an object"):
+            trainer.train()
+    else:
+        trainer.train()
+        assert "NOT MEASURED: no object of a class that it knows on 4 validation images" in caplog.text
+    assert "4, WITHOUT OBJECTS" in caplog.text or least

@@ -1,0 +1,51 @@
+"""All runs of a study have seen the same images and labels: what each noted of them in its `run.json` is compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gid_yolo.analysis.study_plan import Run
+from gid_yolo.errors import UserError
+
+_CHOOSING = ("data", "classes", "single_cls", "fraction")  # what a row may have otherwise, and so see others
+_ORDERING = ("rect",)  # in which training images lie, and are noted
+
+
+class SameData:
+    """The data of the runs that were looked at.
+
+    Args:
+        folder: Of all runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._seen: dict[str, tuple[str, str]] = {}  # by what chooses the data: a digest, and the run that had it first
+
+    def check(self, run: Run) -> bool:
+        """Compare a run's data with those of the runs before; False where it has noted none yet.
+
+        Raises:
+            UserError: They are others.
+        """
+        try:
+            noted = json.loads((self.folder / run.name / "run.json").read_text(encoding="utf-8"))["starts"][-1]["data"]
+            digests = {split: noted[split]["digest"] for split in ("train", "val")}
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+        for split, digest in digests.items():
+            key = json.dumps([split, {name: run.args.get(name) for name in self._telling(split)}], default=str)
+            before, other = self._seen.setdefault(key, (digest, run.name))
+            if before != digest:
+                raise UserError(
+                    f"{self.folder / run.name} and {other} beside it were trained on other {split} images, boxes or "
+                    f"classes, though both on data={run.args.get('data')}, so they cannot be compared: put the data "
+                    "back, remove the runs of the old ones, or give another project=."
+                )
+        return True
+
+    @staticmethod
+    def _telling(split: str) -> tuple[Any, ...]:
+        return _CHOOSING if split == "val" else (*_CHOOSING, *_ORDERING)
