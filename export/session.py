@@ -14,7 +14,7 @@ from gid_yolo.export.metadata import FileInfo, check_limits, chosen_size, read_i
 from gid_yolo.export.postprocess import from_dense, from_final, scale_boxes
 from gid_yolo.export.preprocess import Fit, fit, letterbox, read_image, to_input
 from gid_yolo.export.providers import first_line, open_session, run, start
-from gid_yolo.plain import plain
+from gid_yolo.scalars import as_python
 
 __all__ = ["Detections", "OnnxDetector", "open_session", "run"]
 
@@ -88,7 +88,7 @@ class OnnxDetector:
         batch: int | None = None,
         rect: bool = True,
     ) -> None:
-        conf, iou, max_det, imgsz, batch = map(plain, (conf, iou, max_det, imgsz, batch))
+        conf, iou, max_det, imgsz, batch = map(as_python, (conf, iou, max_det, imgsz, batch))
         check_limits(
             {"conf": conf, "iou": 0 if iou is None else iou},
             {"max_det": max_det, "batch": 1 if batch is None else batch},

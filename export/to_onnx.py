@@ -63,8 +63,7 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
     if precision == "int8":
         calibration = Calibration(args["data"], args["imgsz"], args["batch"], args.get("fraction"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _without_temporary(), tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        with _without_temporary(), _workplace(path) as folder:
             made, copy = Path(folder) / path.name, Path(folder) / "lowered.onnx"
             network, replaced = _written(made, model, args)
 
@@ -78,15 +77,26 @@ def export(model: DetectionModel, arguments: Mapping[str, Any], path: Path | Non
             made.replace(path)
     except _FAILURES as error:
         reason = _TEMPORARY.sub("", " ".join(str(error).split()))
-        if isinstance(error, PermissionError):
-            reason = (
-                f"{path.parent} cannot be written to ({error.strerror}): name another place by file=, e.g. out.onnx."
-            )
-        elif not isinstance(error, UserError):
+        if not isinstance(error, UserError):
             reason = f"the export to {path} failed ({type(error).__name__}): {reason[:300]}"
         raise UserError(reason) from error
     LOGGER.info(f"ONNX file: {path.resolve()}, {precision}, {_layout(path)}{said}{replaced}")
     return path
+
+
+def _workplace(path: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder beside the file, in which it is made.
+
+    Raises:
+        UserError: There cannot be one.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be written to ({error.strerror}): name another place, e.g. file=out/{path.name}."
+        ) from error
 
 
 def _checked(arguments: Mapping[str, Any], model: DetectionModel) -> tuple[dict[str, Any], str]:

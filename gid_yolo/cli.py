@@ -32,8 +32,9 @@ HELP = f"""gid-yolo {__version__}: small detectors, distilled and deployed
   gid-study      table6 model=retina_nano teacher=retina_small.pt data=my.yaml [seeds=3] [epochs=40] ...
                  [split=test] [device=0,1] [jobs=2] [project=folder] [longer=1.5] [plan=True]
 
-`gid train ...` is the same as `gid-train ...`. Without data= a checkpoint's own is used, for a
-new model the embedded one. Checkpoints are read as data; trust=True opens those that could run code.
+`gid train ...` is the same as `gid-train ...`. Without data= a checkpoint's own is used, by
+gid-study and for a new model the embedded one. Checkpoints are read as data; trust=True opens those that could run
+code.
 Studies: {", ".join(study_names())} (does it help on my data?), or a yaml of your own.
 Models: {", ".join(model_names())}; or a yaml of your own, with backbone=<any timm name>.
 Recipes: {", ".join(recipe_names())}; or a yaml of your own.

@@ -41,7 +41,7 @@ from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.engine.values import check_values
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError
-from gid_yolo.plain import plain
+from gid_yolo.scalars import as_python
 
 
 class GID(Model):
@@ -137,14 +137,14 @@ class GID(Model):
         """Train; with `teacher=`, distil. Arguments are Ultralytics' and those of `cfg/default.yaml`.
 
         `recipe=` takes arguments from a recipe: over those of the model's yaml, under those that are given here.
-        Without `data=` the embedded data set is used. A teacher given by name is looked up, and trained first where
-        it is not found.
+        Without `data=` a checkpoint's own is used, and for a new model the embedded one. A teacher given by name is
+        looked up, and trained first where it is not found.
 
         Raises:
             UserError: Arguments or data that cannot work, said before anything is trained.
         """
         self._check_is_pytorch_model()
-        kwargs = plain(kwargs)
+        kwargs = as_python(kwargs)
         family, given = "yolo" if is_yolo(self.model) else self.model.yaml["detector"], without_none(kwargs)
         kwargs = {"trust": self.trust} | without_none(expand(kwargs, family))
         check_keys(kwargs)
@@ -186,7 +186,7 @@ class GID(Model):
             Ultralytics' metrics; `self.columns` holds the ten columns.
         """
         check_keys(kwargs)
-        kwargs = {**self._thresholds(), **plain(kwargs)}
+        kwargs = {**self._thresholds(), **as_python(kwargs)}
         from gid_yolo.export.evaluate import read_data  # it resolves data with the function below
         from gid_yolo.export.metadata import check_names, chosen_size
 
@@ -219,15 +219,14 @@ class GID(Model):
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
         """Detect objects in images, folders or videos; `source` as Ultralytics takes it."""
         check_keys(kwargs)
-        kwargs = plain(kwargs)
+        kwargs = as_python(kwargs)
         check_values(kwargs)
         check_use("predict", kwargs)
         with_defaults(kwargs)
         check_device(kwargs.get("device"))
-        if isinstance(self.model, GIDDetectionModel) and (
-            asked := {"embed", "visualize"} & without_none(kwargs).keys()
-        ):
-            raise UserError(f"{min(asked)}= reads layers of a YOLO, which {self.model_name} has not: leave it out.")
+        asked = [key for key in ("embed", "visualize") if kwargs.get(key)]
+        if isinstance(self.model, GIDDetectionModel) and asked:
+            raise UserError(f"{asked[0]}= reads layers of a YOLO, which {self.model_name} has not: leave it out.")
         if self._file is not None:
             from gid_yolo.export.metadata import chosen_size
 
@@ -251,7 +250,7 @@ class GID(Model):
         """Write an ONNX file, `file=` or one beside the checkpoint, and return its path: `gid_yolo.export.to_onnx`."""
         self._check_is_pytorch_model()
         check_keys(kwargs)
-        kwargs = plain(kwargs)
+        kwargs = as_python(kwargs)
         check_values(kwargs)
         check_use("export", kwargs)
         check_device(kwargs.get("device"))
@@ -271,7 +270,7 @@ class GID(Model):
         """Compare this model's ONNX file with those of `baseline=` and `teacher=`: latency against accuracy."""
         from gid_yolo.export.benchmark import benchmark
 
-        kwargs = {"trust": self.trust, **plain(kwargs)}
+        kwargs = {"trust": self.trust, **as_python(kwargs)}
         if kwargs.get("data") is None:
             kwargs["data"] = self._named_data(kwargs["trust"])
         with safely(kwargs["trust"]):
@@ -281,7 +280,7 @@ class GID(Model):
         """Draw the general instances of images and the heat map of the GI score: figure 4 of the paper."""
         from gid_yolo.analysis.visualize import visualize
 
-        kwargs = {"trust": self.trust, **kwargs}
+        kwargs = {"trust": self.trust, **as_python(kwargs)}
         with safely(kwargs["trust"]):
             return visualize(model=self.ckpt_path or self.model_name, teacher=teacher, source=source, **kwargs)
 
@@ -317,8 +316,8 @@ class GID(Model):
     def _named_data(self, trust: Any) -> Any:
         """The data that the checkpoint names."""
         data = self.overrides.get("data")
-        if is_embedded(data):
-            return str(resolve_data(data))
+        if is_embedded(data) and not Path(data).is_file():
+            return str(synthetic_dataset())
         if trust is not True:
             check_named(data, f"model={self.model_name}")
         return data

@@ -25,6 +25,7 @@ from gid_yolo.engine.values import check_texts, check_values
 from gid_yolo.errors import UserError, some
 from gid_yolo.export.evaluate import read_data
 from gid_yolo.model import check_device
+from gid_yolo.scalars import as_python
 
 OF_A_RUN = ("seed", "name", "exist_ok", "resume", "cfg", "save_dir", "mode", "task", "val")  # the study sets them
 
@@ -68,6 +69,7 @@ def study(
     Raises:
         UserError: What is asked for cannot be done, or a run failed; the tables are written all the same.
     """
+    seeds, jobs, longer, common = as_python(seeds), as_python(jobs), as_python(longer), as_python(common)
     file, numbers = read_study(name), seeds_of(seeds)
     common = _check_common(file, common)
     if not isinstance(plan, bool):

@@ -24,16 +24,26 @@ class SameData:
         self.folder = folder
         self._seen: dict[str, tuple[str, str]] = {}  # by what chooses the data: a digest, and the run that had it first
 
-    def check(self, run: Run) -> bool:
+    def starts(self, run: Run) -> int:
+        """How often a run was started, as far as it noted its data."""
+        return len(self._noted(run))
+
+    def check(self, run: Run, after: int = 0) -> bool:
         """Compare a run's data with those of the runs before; False where it has noted none yet.
+
+        Args:
+            run: The run.
+            after: Starts that do not count: what those saw need not be what this one sees.
 
         Raises:
             UserError: They are others.
         """
+        noted = self._noted(run)
         try:
-            noted = json.loads((self.folder / run.name / "run.json").read_text(encoding="utf-8"))["starts"][-1]["data"]
-            digests = {split: noted[split]["digest"] for split in ("train", "val")}
-        except (OSError, ValueError, LookupError, TypeError):
+            digests = {split: noted[-1]["data"][split]["digest"] for split in ("train", "val")}
+        except (LookupError, TypeError):
+            return False
+        if len(noted) <= after:
             return False
         for split, digest in digests.items():
             key = json.dumps([split, {name: run.args.get(name) for name in self._telling(split)}], default=str)
@@ -45,6 +55,12 @@ class SameData:
                     "back, remove the runs of the old ones, or give another project=."
                 )
         return True
+
+    def _noted(self, run: Run) -> list[Any]:
+        try:
+            return list(json.loads((self.folder / run.name / "run.json").read_text(encoding="utf-8"))["starts"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return []
 
     @staticmethod
     def _telling(split: str) -> tuple[Any, ...]:

@@ -115,7 +115,8 @@ class Runner:
         same_data = SameData(self.folder)
         for run in runs:
             self._check_defaults(run)
-            same_data.check(run)
+            if self.results(run) is not None:
+                same_data.check(run)
         waiting = deque(run for run in runs if self.results(run) is None)
         total, done, began = len(waiting), 0, time.time()
         LOGGER.info(f"{len(runs) - total} of {len(runs)} runs are done, {total} are left, {len(self.slots)} at a time.")
@@ -131,7 +132,7 @@ class Runner:
             while waiting or running:
                 for _ in range(len(waiting) if free else 0):
                     run = waiting.popleft()
-                    if process := self._start(run, free[-1]):
+                    if process := self._start(run, free[-1], same_data.starts(run)):
                         running.append(process)
                         noting.append(process)
                         free.pop()
@@ -139,7 +140,7 @@ class Runner:
                     if not self._over(run):
                         waiting.append(run)
                 time.sleep(POLL)
-                noting = [process for process in noting if process in running and not same_data.check(process.run)]
+                noting = [p for p in noting if p in running and not same_data.check(p.run, p.starts)]
                 for process in [p for p in running if p.popen.poll() is not None]:
                     running.remove(process)
                     free.append(process.device)
@@ -185,8 +186,11 @@ class Runner:
                     "another project=, or the old value, so that the rows of a table are trained alike."
                 )
 
-    def _start(self, run: Run, device: str | None) -> _Process | None:
-        """A run's next process; None where there is none, it waits for its teacher, or another study trains it."""
+    def _start(self, run: Run, device: str | None, starts: int = 0) -> _Process | None:
+        """A run's next process, after so many starts.
+
+        None where there is none, it waits for its teacher, or another study trains it.
+        """
         if run.needs and run.needs.name in self.failed:
             self.failed[run.name] = "its teacher could not be trained"
         if run.name in self.failed or (run.needs and self.results(run.needs) is None):
@@ -207,7 +211,7 @@ class Runner:
             log.flush()
             command = [sys.executable, "-m", "gid_yolo.cli", *words]
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        return _Process(run, words, device, process, Path(log.name))
+        return _Process(run, words, device, process, Path(log.name), starts)
 
     def _judge(self, process: _Process) -> None:
         """Note a run as failed whose process ended badly, or well without doing what it was for."""
@@ -261,6 +265,7 @@ class _Process:
     device: str | None
     popen: subprocess.Popen[bytes]
     log: Path
+    starts: int  # that the run noted before this one
 
 
 @contextlib.contextmanager

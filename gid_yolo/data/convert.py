@@ -24,8 +24,6 @@ from gid_yolo.errors import UserError
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-_VERSION = b"upright"  # of what is written: a change makes sets of before anew
-
 LOGGER = logging.getLogger("gid_yolo")
 
 
@@ -75,7 +73,8 @@ def prepare_data(data: str | Path) -> Path:
     Raises:
         UserError: Nothing is there, or what is there cannot be used.
     """
-    path = Path(data).expanduser().absolute()  # not resolved: a yaml may be a link, whose paths are from where it lies
+    # Not resolved: a yaml may be a link, whose paths are from where it lies
+    path = Path(os.path.abspath(Path(data).expanduser()))  # noqa: PTH100
     if path.is_dir():
         from gid_yolo.data.voc import is_voc, read_voc
 
@@ -111,12 +110,19 @@ def find_images(folder: Path) -> list[Path]:
     """All image files below a folder and what it links to, sorted; the cache is passed over, should it lie there."""
     cache = cache_dir()
     found: list[Path] = []
-    visited: set[Path] = set()
+    root, visited = folder.resolve(), set[Path]()
+
+    def goes_on(place: Path) -> bool:
+        """False of a link to what is walked without it, or was by another."""
+        target = place.resolve()
+        if not place.is_symlink():
+            return True
+        seen = target.is_relative_to(root) or root.is_relative_to(target) or target in visited
+        visited.add(target)
+        return not seen
+
     for place, folders, files in os.walk(folder, followlinks=True):
-        if Path(place).resolve() in visited:  # a link back
-            folders.clear()
-            continue
-        visited.add(Path(place).resolve())
+        folders[:] = [name for name in sorted(folders) if goes_on(Path(place) / name)]
         found += (Path(place) / name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES)
     return sorted(p for p in found if not p.is_relative_to(cache))
 
@@ -141,7 +147,7 @@ def _convert(data: Path, sources: Iterable[Path], read: Callable[[], Annotations
 
     Images are sources too: a set whose links lead nowhere must not be used again.
     """
-    digest = hashlib.sha256(_VERSION)
+    digest = hashlib.sha256()
     for source in sources:
         try:
             status = source.stat()
@@ -159,11 +165,12 @@ def _write(folder: Path, found: Annotations, data: Path) -> None:
     from gid_yolo.data.orientation import upright
 
     dropped = dict(found.dropped)
-    total = 0
+    total = doubtful = 0
     for split, images in found.splits.items():
         taken: dict[Path, Path] = {}
         for annotated in images:
-            image, lines = upright(annotated), []
+            image, known = upright(annotated)
+            doubtful, lines = doubtful + (not known), []
             for label, box in image.objects:
                 row = normalise(box, image.size)
                 if row is None:
@@ -192,6 +199,12 @@ def _write(folder: Path, found: Annotations, data: Path) -> None:
     left = (
         "; left out: " + ", ".join(f"{n} {kind}" for kind, n in dropped.items() if n) if any(dropped.values()) else ""
     )
+    if doubtful:
+        LOGGER.warning(
+            "%d images are turned or flipped (EXIF) in a way that their sizes do not tell: boxes are taken to be of "
+            "the image as it is shown; look at some.",
+            doubtful,
+        )
     LOGGER.warning("converted %s images, %d boxes in train, %d classes%s", counts, total, len(found.names), left)
 
 

@@ -1,20 +1,22 @@
-"""Images that are stored turned, with a note (EXIF) of how to turn them: every reader of images does, so boxes must."""
+"""Images that are stored on their side, with a note (EXIF) of how to turn them: boxes must be turned with them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
+import numpy as np
 from PIL import Image
 
 from gid_yolo.data.convert import LabelledImage
 from gid_yolo.errors import UserError
 
-_ORIENTATION = 0x0112  # EXIF's tag
+_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112  # tags of TIFF and EXIF
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-def upright(image: LabelledImage) -> LabelledImage:
-    """The image's objects in the frame in which it is decoded.
+def upright(image: LabelledImage) -> tuple[LabelledImage, bool]:
+    """The image's objects in the frame in which Ultralytics decodes it.
 
     An annotation whose width and height are those of the stored, sideways pixels has its boxes turned with them; one
     with those of the decoded image stays.
@@ -22,32 +24,42 @@ def upright(image: LabelledImage) -> LabelledImage:
     Args:
         image: As it was annotated.
 
+    Returns:
+        The image, and False where nothing tells which frame its boxes are of: it is turned by 180 degrees, flipped, or
+        square.
+
     Raises:
-        UserError: The annotation does not say its size, and the image is turned.
+        UserError: The annotation does not say its size, and the image is on its side.
     """
-    stored, orientation = _stored(image)
-    if orientation not in _SIDEWAYS or stored[0] == stored[1]:
-        return image
-    width, height = stored
+    (width, height), orientation = _stored(image)
+    if orientation == 1:
+        return image, True
+    if orientation not in _SIDEWAYS or width == height:
+        return image, False
+    decoded = cv2.imdecode(np.fromfile(image.path, np.uint8), cv2.IMREAD_COLOR)  # `imread` fails on such TIFFs
+    if decoded is None or decoded.shape[:2] == (height, width):  # this reader does not turn this format
+        return image, True
     if not image.sized:
         raise UserError(
             f"{image.path} is stored on its side ({width}x{height}, EXIF orientation {orientation}), and its "
             "annotation does not say the size of the image that its boxes are of: add width and height."
         )
     if (image.size[0] > image.size[1]) != (width > height):
-        return image  # of the decoded image, which is height x width
-    return replace(
-        image,
-        size=(image.size[1], image.size[0]),
-        objects=[(label, _turned(box, image.size, orientation)) for label, box in image.objects],
-    )
+        return image, True  # of the decoded image, which is height x width
+    boxes = [(label, _turned(box, image.size, orientation)) for label, box in image.objects]
+    return replace(image, size=(image.size[1], image.size[0]), objects=boxes), True
 
 
 def _stored(image: LabelledImage) -> tuple[tuple[int, int], int]:
     """Width and height of the pixels as they are stored, and EXIF's orientation."""
     try:
         with Image.open(image.path) as opened:
-            return opened.size, opened.getexif().get(_ORIENTATION, 1)
+            if opened.format == "PNG" and "exif" not in opened.info:  # Pillow would decode it to look behind the pixels
+                return opened.size, 1
+            tags, size = opened.getexif(), opened.size
+            if opened.format == "TIFF":  # whose size Pillow may have turned already
+                size = int(tags.get(_WIDTH, size[0])), int(tags.get(_HEIGHT, size[1]))
+            return size, int(tags.get(_ORIENTATION, 1))
     except Exception:  # Pillow's readers raise of all kinds; what reads the image next says what is wrong with it
         return (1, 1), 1
 

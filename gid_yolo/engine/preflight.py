@@ -92,8 +92,8 @@ def _counted(trainer: DistillationTrainer, split: str) -> str:
     """How many images a split gives, and how many of its files Ultralytics skipped."""
     images = (trainer.train_loader if split == "train" else trainer.test_loader).dataset
     used, left = len(images.im_files), tell_unusable(images, None if trainer.args.single_cls else trainer.data["nc"])
-    told = f"{used} of {used + left}: {left} COULD NOT BE USED, each is named above" if left else str(used)
-    return told if any(len(label["cls"]) for label in images.labels) else f"{told}, WITHOUT OBJECTS"
+    text = f"{used} of {used + left}: {left} COULD NOT BE USED, each is named above" if left else str(used)
+    return text if any(len(label["cls"]) for label in images.labels) else f"{text}, WITHOUT OBJECTS"
 
 
 def _describe(model: DetectionModel) -> str:

@@ -56,9 +56,9 @@ class ScheduledTrainer(ResumableTrainer):
         retry = self.optimizer is not None
         try:
             super()._build_train_pipeline()
-        except UserError:
-            raise
-        except ValueError as error:  # Ultralytics' reason, of batch, imgsz and multi_scale
+        except ValueError as error:
+            if "final batch=" not in str(error):  # Ultralytics' words, of batch, imgsz and multi_scale
+                raise
             raise UserError(f"batch={self.args.batch} cannot be trained: {reason_of(error)}") from error
         if (warmup := self.own("warmup_iterations")) is not None:
             check_warmup(warmup, self.schedule.iterations)

@@ -234,7 +234,9 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
         "  Give teacher=FILE.pt to use a teacher of your own, teacher_epochs=N to train it for longer or shorter.\n"
     )
     if stopped:
-        LOGGER.warning(f"such a run was stopped before its end: gid-train resume=True model={stopped} goes on with it.")
+        LOGGER.warning(
+            f"such a run is not at its end: unless a process is at it, gid-train resume=True model={stopped} goes on."
+        )
     trainer.train()
     return trainer.best.resolve()
 

@@ -325,7 +325,7 @@ def test_the_command_line_needs_a_study(capsys) -> None:
 
 
 @pytest.mark.slow
-def test_data_that_changed_end_it_before_anything_is_trained(tmp_path, data, checkpoints, own_study) -> None:
+def test_data_that_changed_end_it_in_the_first_run(tmp_path, data, checkpoints, own_study) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(data.parent, copy)
     again = {
@@ -337,9 +337,8 @@ def test_data_that_changed_end_it_before_anything_is_trained(tmp_path, data, che
     with pytest.raises(UserError, match="runs failed"):  # of mimicking
         start(**again)
     (copy / "labels" / "train" / "0.txt").write_text("1 0.5 0.5 0.5 0.5\n")
-    began = time.time()
     with pytest.raises(UserError, match="were trained on other train images, boxes or classes"):
         start(**again, seeds=2)
-    unfinished = [run for run in (tmp_path / "study" / "runs").iterdir() if run.is_dir() and "seed1" in run.name]
-    assert not any((run / "coco_metrics.json").is_file() for run in unfinished)
-    assert time.time() - began < 120
+    begun = [run for run in (tmp_path / "study" / "runs").iterdir() if run.is_dir() and "seed1" in run.name]
+    assert len(begun) == 1
+    assert not (begun[0] / "coco_metrics.json").is_file()

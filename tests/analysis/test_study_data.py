@@ -41,6 +41,19 @@ def test_rows_may_differ_in_what_they_see(tmp_path, args) -> None:
     assert same.check(noted(tmp_path, "b", "other", "other", **args))
 
 
+def test_a_start_that_noted_nothing_yet_is_not_judged_by_the_one_before(tmp_path) -> None:
+    same = SameData(tmp_path)
+    same.check(noted(tmp_path, "a"))
+    old = noted(tmp_path, "b", "of before")
+    assert same.starts(old) == 2
+    assert not same.check(old, after=2)
+    file = tmp_path / "b" / "run.json"
+    starts = json.loads(file.read_text())["starts"]
+    data = {split: {"images": 1, "digest": digest} for split, digest in (("train", "t"), ("val", "v"))}
+    file.write_text(json.dumps({"starts": [*starts, {"data": data}]}))
+    assert same.check(old, after=2)
+
+
 def test_rectangles_come_in_another_order(tmp_path) -> None:
     same = SameData(tmp_path)
     same.check(noted(tmp_path, "a"))
