@@ -104,6 +104,17 @@ def check_counts(counts: Iterable[tuple[str, Any]], warmup: Any) -> None:
     check_threads(dict(counts).get("threads", 1))
 
 
+def check_switches(switches: Mapping[str, Any]) -> None:
+    """Refuse what is not True or False.
+
+    Raises:
+        UserError: There is one.
+    """
+    for key, value in switches.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value} must be True or False.")
+
+
 def check_drop(value: Any) -> None:
     """Refuse a limit that is no number of points.
 

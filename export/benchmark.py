@@ -19,12 +19,11 @@ from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info
 
 from gid_yolo._version import __version__
 from gid_yolo.engine.values import check_texts
-from gid_yolo.errors import UserError
-from gid_yolo.export.arguments import check_counts, check_drop, precisions, providers, refuse, several
+from gid_yolo.export.arguments import check_counts, check_drop, check_switches, precisions, providers, refuse, several
 from gid_yolo.export.arguments import others as other_files
 from gid_yolo.export.budget import budget_notes, comparable
 from gid_yolo.export.chart import write_png
-from gid_yolo.export.contenders import Contender, fit_to, load_checkpoint, load_others
+from gid_yolo.export.contenders import Contender, fit_to, load_contenders
 from gid_yolo.export.evaluate import image_sizes, open_split, read_data
 from gid_yolo.export.gains import noise_note
 from gid_yolo.export.intervals import few_images_notes, rows_of
@@ -104,23 +103,15 @@ def benchmark(
     refuse(unknown, [p.name for p in inspect.signature(benchmark).parameters.values() if p.kind is not p.VAR_KEYWORD])
     texts = {"baseline": baseline, "teacher": teacher, "data": data, "project": project, "name": name}
     check_texts(texts, ("baseline",))
-    for key, value in (("unequal", unequal), ("trust", trust), ("exist_ok", exist_ok)):
-        if not isinstance(value, bool):
-            raise UserError(f"{key}={value} must be True or False.")
+    check_switches({"unequal": unequal, "trust": trust, "exist_ok": exist_ok})
     counts = {"runs": runs, "rounds": rounds, "threads": threads, "parity_images": parity_images}
     batches = list(dict.fromkeys(several(batch)))
     check_counts([("batch", number) for number in batches] + list(counts.items()), warmup)
     check_drop(max_ap_drop)
     chosen = {"precisions": precisions(precision), "providers": providers(provider, device)}
-    named = (("model", model), ("baseline", baseline), ("teacher", teacher))
-    contenders = [load_checkpoint(role, path, trust=trust) for role, path in named if path is not None]
     files = other_files(others)
-    contenders += load_others(files, trust)
-    records = {c.role: c.record for c in contenders if c.role != "other"}
-    fair = comparable(records["model"], records["baseline"]) if "baseline" in records else None
-    if fair is False and not unequal:
-        notes = [*budget_notes(records["model"], records["baseline"]), NO_COMPARISON]
-        LOGGER.warning(" ".join(note.removeprefix("WARNING: ") for note in notes))  # which the log says itself
+    contenders = load_contenders({"model": model, "baseline": baseline, "teacher": teacher}, files, trust)
+    fair = _fair(contenders, unequal)
     trained = getattr(contenders[0].model, "args", {}).get("imgsz", 640)
     sizes = image_sizes(trained if imgsz is None else imgsz, max(c.stride for c in contenders))
     data_path, contents = read_data(data, split, trust)
@@ -139,28 +130,44 @@ def benchmark(
     times = {"images": parity_images, "warmup": warmup, "runs": runs, "rounds": rounds}
     measure_times(passed, loaders, **times, threads=threads)
 
+    size = sizes[0] if len(sizes) == 1 else sizes
     arguments = {
-        **counts,
-        **{"batch": batches, "precision": chosen["precisions"], "provider": chosen["providers"]},
-        **{"max_ap_drop": max_ap_drop, "warmup": warmup, "split": split, "data": str(data_path)},
-        **{"imgsz": sizes[0] if len(sizes) == 1 else sizes, "others": [str(path) for path in files]},
-    }
-    rows = rows_of(cells, compared=bool(fair) or (unequal and "baseline" in records))
+        **counts, "batch": batches, "precision": chosen["precisions"], "provider": chosen["providers"],
+        "max_ap_drop": max_ap_drop, "warmup": warmup, "split": split, "data": str(data_path), "imgsz": size,
+        "others": [str(path) for path in files],
+    }  # fmt: skip
+    rows = rows_of(cells, compared=bool(fair) or (unequal and baseline is not None))
     shown = list({c.label: c for c in reversed(passed)}.values())[::-1]  # the first file of each
-    loader = loaders[tuple(sizes[0])]
+    images = loaders[tuple(sizes[0])].dataset
     report = BenchmarkReport(
         rows=rows,
-        settings=_settings(contenders, rows, arguments, len(loader.dataset), settings.device),
+        settings=_settings(contenders, rows, arguments, len(images), settings.device),
         notes=(*_notes(cells, rows, rounds * runs), *([NO_COMPARISON] if fair is False and not unequal else [])),
         save_dir=save_dir,
-        examples=make_examples(shown, loader.dataset, contents["names"]),
+        examples=make_examples(shown, images, contents["names"]),
         comparable=None if unequal and not fair else fair,
     )
+    _write(report)
+    return report
+
+
+def _fair(contenders: Sequence[Contender], unequal: bool) -> bool | None:
+    """Whether model and baseline were trained alike; None without a baseline."""
+    records = {c.role: c.record for c in contenders}
+    if "baseline" not in records:
+        return None
+    fair = comparable(records["model"], records["baseline"])
+    if fair is False and not unequal:
+        notes = [*budget_notes(records["model"], records["baseline"]), NO_COMPARISON]
+        LOGGER.warning(" ".join(note.removeprefix("WARNING: ") for note in notes))  # which the log says itself
+    return fair
+
+
+def _write(report: BenchmarkReport) -> None:
     writers = {"json": write_json, "csv": write_csv, "md": write_markdown, "png": write_png, "html": write_html}
     for suffix, write in writers.items():
-        write(report, save_dir / f"benchmark.{suffix}")
-    LOGGER.info(f"\n{report}\n\nReport: {save_dir}/benchmark.html, .json, .csv, .md, .png")
-    return report
+        write(report, report.save_dir / f"benchmark.{suffix}")
+    LOGGER.info(f"\n{report}\n\nReport: {report.save_dir}/benchmark.html, .json, .csv, .md, .png")
 
 
 def _named(cell: Contender, rows: Sequence[Row]) -> str:

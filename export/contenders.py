@@ -189,6 +189,18 @@ def load_checkpoint(role: str, path: str | Path, label: str | None = None, trust
     )
 
 
+def load_contenders(
+    roles: Mapping[str, str | Path | None], others: Sequence[str | Path], trust: bool = False
+) -> list[Contender]:
+    """The checkpoints of `model=`, `baseline=` and `teacher=`, as far as they are given, and the other files.
+
+    Raises:
+        UserError: One cannot be loaded.
+    """
+    given = {role: path for role, path in roles.items() if path is not None}
+    return [load_checkpoint(role, path, trust=trust) for role, path in given.items()] + load_others(others, trust)
+
+
 def load_others(paths: Sequence[str | Path], trust: bool = False) -> list[Contender]:
     """Checkpoints and ONNX files to measure beside the three, each under a name of its own.
 

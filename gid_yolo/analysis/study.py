@@ -70,32 +70,16 @@ def study(
         UserError: What is asked for cannot be done, or a run failed; the tables are written all the same.
     """
     seeds, jobs, longer, common = as_python(seeds), as_python(jobs), as_python(longer), as_python(common)
-    file, numbers = read_study(name), seeds_of(seeds)
-    common = _check_common(file, common)
     if not isinstance(plan, bool):
         raise UserError(f"plan={plan} must be True or False.")
-    if data is None and common.get("recipe"):
-        data = read_recipe(common["recipe"], "").get("data")
     check_texts({"data": data, "project": project})
-    data_path, contents = read_data(data, split, common.get("trust", False))
-    common = _one_class(file, common, contents["names"])
     root = Path(SETTINGS["runs_dir"]) / str(project or "study")
-    where = data_path.absolute() if data_path.is_file() else data_path  # a name of Ultralytics' stays one
-    planner = Planner(where, root.resolve() / "runs", common, numbers)
-    groups, left_out = with_models(file, _pairs(model, teacher, common.get("trust", False)))
-    if longer is not None:
-        groups = with_longer(groups, longer)
-    rows = [row for group in groups for row in planner.rows(group)]
-    _check_measurable(rows, contents["names"], where, planner.trust)
-    settings = {
-        "name": file.name, "models": planner.models, "data": str(where), "split": split, "seeds": numbers,
-        "arguments": common, "version": __version__, "runs": sorted({row.runs[numbers[0]].name for row in rows}),
-    }  # fmt: skip
-    whole = Study(file, tuple(rows), settings, tuple(left_out))
+    folder = root.resolve() / "runs"
+    whole = _laid_out(name, (model, teacher), data, seeds_of(seeds), split, longer, common, folder)
     devices = devices_of(device, jobs)
     for slot in set(devices):
         check_device(slot)
-    runner = Runner(planner.folder, split, devices)
+    runner = Runner(folder, split, devices)
 
     def table() -> list[Line]:
         return tabulate(whole, runner.results, runner.failed, runner.seconds, runner.resampled)
@@ -114,15 +98,50 @@ def study(
     runner.execute(whole.runs, write)
     files, lines = write(), table()
     LOGGER.info(f"\n{markdown(whole, lines)}")
-    if file.name == "verdict" and (said := verdict(whole, lines)):
+    if whole.file.name == "verdict" and (said := verdict(whole, lines)):
         LOGGER.info(f"{said['sentence']}\n")
     LOGGER.info(f"Table: {', '.join(str(file) for file in files)}")
     if runner.failed:
         raise UserError(
             f"{len(runner.failed)} of {len(whole.runs)} runs failed, the first with: "
-            f"{next(iter(runner.failed.values()))} The logs are in {planner.folder}; the same command tries again."
+            f"{next(iter(runner.failed.values()))} The logs are in {folder}; the same command tries again."
         )
     return lines
+
+
+def _laid_out(
+    name: str | Path,
+    models: tuple[Any, Any],
+    data: Any,
+    seeds: tuple[int, ...],
+    split: str,
+    longer: float | None,
+    common: dict[str, Any],
+    folder: Path,
+) -> Study:
+    """The study's runs and rows, of students and teachers `models`, as they will lie in `folder`.
+
+    Raises:
+        UserError: What is asked for cannot be done.
+    """
+    file = read_study(name)
+    common = _check_common(file, common)
+    if data is None and common.get("recipe"):
+        data = read_recipe(common["recipe"], "").get("data")
+    data_path, contents = read_data(data, split, common.get("trust", False))
+    common = _one_class(file, common, contents["names"])
+    where = data_path.absolute() if data_path.is_file() else data_path  # a name of Ultralytics' stays one
+    planner = Planner(where, folder, common, seeds)
+    groups, left_out = with_models(file, _pairs(*models, planner.trust))
+    if longer is not None:
+        groups = with_longer(groups, longer)
+    rows = [row for group in groups for row in planner.rows(group)]
+    _check_measurable(rows, contents["names"], where, planner.trust)
+    settings = {
+        "name": file.name, "models": planner.models, "data": str(where), "split": split, "seeds": seeds,
+        "arguments": common, "version": __version__, "runs": sorted({row.runs[seeds[0]].name for row in rows}),
+    }  # fmt: skip
+    return Study(file, tuple(rows), settings, tuple(left_out))
 
 
 def seeds_of(seeds: Any) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.fade import told
+from gid_yolo.engine.provenance import changed_since
 from gid_yolo.engine.teacher import best_finished_run, loaded_share
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.unusable import tell_unusable
@@ -131,6 +132,11 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
         accuracy = "NOT MEASURED: no object of a class that it knows"
     elif warning := _too_weak(trainer, columns["mAP"]):
         LOGGER.warning(warning)
+    if split := changed_since(args.teacher, trainer):
+        LOGGER.warning(
+            f"data={args.data} has other {split} images, boxes or classes than when teacher={args.teacher} was trained "
+            "on it: it may have seen images that now measure it and the student; train it again if so."
+        )
     classes = (
         f"{teacher.nc} classes, the student's" if model.shared is None else _mapping(teacher, student, model.shared)
     )
@@ -150,7 +156,7 @@ def _too_weak(trainer: DistillationTrainer, ap: float) -> str | None:
     """What to say where a plain run of this student on these data, finished before, comes near to its teacher."""
     args = trainer.args
     found = best_finished_run(str(args.model), args.data, args.project, single_cls=bool(args.single_cls))
-    if found is None or ap - found[0] >= LEAD:
+    if found is None or ap - found[0] >= LEAD or changed_since(found[1], trainer):
         return None
     return (
         f"teacher={trainer.args.teacher} reaches mAP {ap:.1f}, and a plain run of this student {found[0]:.1f} "

@@ -21,6 +21,7 @@ from ultralytics.utils.git import GitRepo
 from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info, unwrap_model
 
 from gid_yolo._version import __version__
+from gid_yolo.cfg import load_yaml
 from gid_yolo.engine.rebuild import plain
 from gid_yolo.engine.side_files import read_or_set_aside
 from gid_yolo.files import replaced
@@ -126,6 +127,36 @@ def provenance(trainer: Any) -> dict[str, Any]:
             **{k: {"images": len(v), "digest": digest_of_labels(v, trainer.data["names"])} for k, v in splits.items()},
         },
     }
+
+
+def changed_since(checkpoint: str | Path, trainer: Any) -> str | None:
+    """The split of this run's data that is another one than a finished run on them had, `train` or `val`.
+
+    None where both are the same, where the run was not on these data or on other parts of them, and where its folder
+    does not say: what lies there is another program's, or was written by one.
+
+    Args:
+        checkpoint: The run's `best.pt`, in its folder.
+        trainer: A `DistillationTrainer` that is set up.
+    """
+    folder = Path(checkpoint).resolve().parent.parent
+    now = {"train": trainer.train_loader, "val": trainer.test_loader}
+    try:
+        then, args = _starts_of(folder / "run.json")[-1]["data"], load_yaml(folder / "args.yaml")
+        same = Path(then["path"]).resolve() == Path(trainer.args.data).resolve()
+        if not same or any(
+            args.get(key) != getattr(trainer.args, key) for key in ("classes", "single_cls", "fraction")
+        ):
+            return None
+        for split, loader in now.items():
+            labels, noted = loader.dataset.labels, then[split]
+            ordered = split == "val" or args.get("rect") == trainer.args.rect  # images lie by their shapes then
+            other = noted["digest"] != digest_of_labels(labels, trainer.data["names"]) if ordered else False
+            if other or noted["images"] != len(labels):
+                return split
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+    return None
 
 
 def write_provenance(trainer: Any) -> None:

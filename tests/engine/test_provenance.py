@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ultralytics.utils import LOGGER
 
 from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import fingerprint, load_model
-from gid_yolo.engine.provenance import commit_of, digest_of_file, digest_of_labels
+from gid_yolo.engine.provenance import changed_since, commit_of, digest_of_file, digest_of_labels
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -100,6 +101,67 @@ def test_a_resumed_run_adds_a_start_and_stays_repeatable(tmp_path, teacher):
     assert main(["train", f"cfg={tmp_path / 'run' / 'args.yaml'}", f"save_dir={tmp_path / 'again'}"]) == 0
     weights = [load_model(tmp_path / run / "weights" / "best.pt")[0].state_dict() for run in ("run", "again")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+ONE, TWO = labels("/d", files=("1.jpg",)), labels("/d", files=("1.jpg", "2.jpg"))
+OTHER = labels("/d", classes=(0,), files=("1.jpg", "2.jpg"))
+KEPT = {"classes": None, "single_cls": False, "fraction": 1.0, "rect": True}
+
+
+def looking_back(folder, now, args, path="/d.yaml"):
+    """What a run on (train, val) says that has `args`, of one in `folder` that had two images in both and KEPT."""
+    noted = {"images": 2, "digest": digest_of_labels(TWO, NAMES)}
+    (folder / "run.json").write_text(json.dumps({"starts": [{"data": {"path": path, "train": noted, "val": noted}}]}))
+    (folder / "args.yaml").write_text(yaml.safe_dump(KEPT))
+    train, val = (SimpleNamespace(dataset=SimpleNamespace(labels=split)) for split in now)
+    args = SimpleNamespace(data="/d.yaml", **{**KEPT, **args})
+    trainer = SimpleNamespace(train_loader=train, test_loader=val, data={"names": NAMES}, args=args)
+    return changed_since(folder / "weights" / "best.pt", trainer)
+
+
+@pytest.mark.parametrize(
+    ("now", "args", "changed"),
+    [
+        ((TWO, TWO), {}, None),
+        ((OTHER, TWO), {}, "train"),
+        ((TWO, OTHER), {}, "val"),
+        ((TWO, ONE), {"rect": False}, "val"),
+        ((OTHER, TWO), {"rect": False}, None),  # in another order the digest says nothing
+        ((ONE, TWO), {"rect": False}, "train"),  # their number does
+        ((ONE, ONE), {"fraction": 0.5}, None),  # parts that were asked for
+        ((OTHER, OTHER), {"classes": [0]}, None),
+    ],
+)
+def test_data_that_changed_since_a_run(tmp_path, now, args, changed):
+    assert looking_back(tmp_path, now, args) == changed
+
+
+def test_of_other_data_or_an_unknown_run_nothing_is_said(tmp_path):
+    assert looking_back(tmp_path, (ONE, ONE), {}, path="/e.yaml") is None
+    (tmp_path / "run.json").write_text('{"starts": []}')
+    assert changed_since(tmp_path / "weights" / "best.pt", SimpleNamespace(train_loader=None, test_loader=None)) is None
+    (tmp_path / "run.json").unlink()
+    assert changed_since(tmp_path / "weights" / "best.pt", SimpleNamespace(train_loader=None, test_loader=None)) is None
+
+
+def test_a_teacher_of_data_that_changed_is_said(tmp_path, monkeypatch):
+    data = write_data(tmp_path / "data")
+    plain = GIDTrainer(
+        overrides={**FAST, "model": "retina_nano", "data": str(data), "save_dir": str(tmp_path / "teacher")}
+    )
+    plain.train()
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", lambda text, *args, **kwargs: said.append(str(text)))
+    distilled = {**FAST, "model": "retina_nano", "data": str(data), "teacher": str(plain.best)}
+    train_one_epoch(GIDTrainer(overrides={**distilled, "save_dir": str(tmp_path / "same")}))
+    assert not any("than when teacher=" in text for text in said)
+    image, label = (
+        tmp_path / "data" / kind / "val" / f"0.{end}" for kind, end in (("images", "png"), ("labels", "txt"))
+    )
+    image.rename(tmp_path / "data" / "images" / "train" / "9.png")
+    label.rename(tmp_path / "data" / "labels" / "train" / "9.txt")
+    train_one_epoch(GIDTrainer(overrides={**distilled, "save_dir": str(tmp_path / "other")}))
+    assert any("has other train images, boxes or classes than when teacher=" in text for text in said)
 
 
 def test_commits_of_folders(tmp_path):
