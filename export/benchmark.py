@@ -147,7 +147,7 @@ def benchmark(
         examples=make_examples(shown, images, contents["names"]),
         comparable=None if unequal and not fair else fair,
     )
-    _write(report)
+    _write(report, save_dir)
     return report
 
 
@@ -163,11 +163,11 @@ def _fair(contenders: Sequence[Contender], unequal: bool) -> bool | None:
     return fair
 
 
-def _write(report: BenchmarkReport) -> None:
+def _write(report: BenchmarkReport, folder: Path) -> None:
     writers = {"json": write_json, "csv": write_csv, "md": write_markdown, "png": write_png, "html": write_html}
     for suffix, write in writers.items():
-        write(report, report.save_dir / f"benchmark.{suffix}")
-    LOGGER.info(f"\n{report}\n\nReport: {report.save_dir}/benchmark.html, .json, .csv, .md, .png")
+        write(report, folder / f"benchmark.{suffix}")
+    LOGGER.info(f"\n{report}\n\nReport: {folder}/benchmark.html, .json, .csv, .md, .png")
 
 
 def _named(cell: Contender, rows: Sequence[Row]) -> str:
