@@ -1,4 +1,4 @@
-"""docs/paper.md names only what exists: files, tests, settings, commands, tolerances; docs/promises.md, tests."""
+"""The pages name and link only what exists: files, tests, settings, commands, tolerances."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "docs" / "paper.md"
 TEXT = PAPER.read_text(encoding="utf-8")
 CODE = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", TEXT)]
-LINKS = sorted({x for x in re.findall(r"\]\(([^)]+)\)", TEXT) if not x.startswith("http")})
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PROMISES = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
 PROVEN = set(re.findall(r"`(tests/[^`]+)`", PROMISES))
 TESTS = sorted({span for span in CODE if span.startswith("tests/")} | PROVEN)
@@ -25,8 +25,20 @@ def sections() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def links(page: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {x for x in re.findall(r"\]\(([^)\s]+)\)", text) if not x.startswith("http")}
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are linked by: lower case, without punctuation, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in headings}
+
+
 def test_the_page_is_read() -> None:
-    assert len(LINKS) > 20
+    assert len(PAGES) > 10
+    assert len(links(PAPER)) > 20
     assert len(TESTS) > 40
     assert TEXT.count("`") % 2 == 0
 
@@ -37,13 +49,13 @@ def test_every_promise_has_a_test() -> None:
     assert all("`tests/" in row.split("|")[2] for row in rows)
 
 
-@pytest.mark.parametrize("link", LINKS)
-def test_a_linked_file_exists(link: str) -> None:
-    file, _, heading = link.partition("#")
-    assert (PAPER.parent / file).is_file()
-    if heading:
-        headings = re.findall(r"^#+ (.+)$", (PAPER.parent / file).read_text(encoding="utf-8"), re.MULTILINE)
-        assert heading in {re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in headings}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_linked_exists(page: Path) -> None:
+    for link in links(page):
+        file, _, heading = link.partition("#")
+        linked = page.parent / file if file else page
+        assert linked.exists(), link
+        assert not heading or heading in anchors(linked), link
 
 
 @pytest.mark.parametrize("name", TESTS)
