@@ -16,7 +16,7 @@ from ultralytics.data.augment import LetterBox
 
 from gid_yolo.distill.levels import levels_by_size
 from gid_yolo.engine.checkpoint import load_model
-from gid_yolo.engine.distillable import distillable
+from gid_yolo.engine.views import distillable
 from gid_yolo.export.report import align
 
 

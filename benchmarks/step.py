@@ -35,9 +35,9 @@ from ultralytics.utils.torch_utils import get_cpu_info
 
 from gid_yolo.engine.config import DEFAULTS
 from gid_yolo.engine.detection_model import GIDDetectionModel, batch_targets, count_objects
-from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.teacher_student import PRECISIONS, TeacherStudentModel
+from gid_yolo.engine.views import distillable
 
 OBJECTS = 8  # of an image
 

@@ -14,7 +14,7 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
 from gid_yolo.engine.detection_model import limited
-from gid_yolo.engine.distillable import is_yolo
+from gid_yolo.engine.yolo_view import is_yolo
 from gid_yolo.export.check import BOX_LIMIT, SCORE_LIMIT
 from gid_yolo.export.contenders import Contender
 from gid_yolo.export.providers import run, start

@@ -17,8 +17,8 @@ from ultralytics.data.utils import get_split_fraction
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG, LOGGER
 
-from gid_yolo.engine.distillable import is_yolo
 from gid_yolo.engine.exporter import GIDExporter
+from gid_yolo.engine.yolo_view import is_yolo
 from gid_yolo.errors import UserError
 from gid_yolo.export.check import ENOUGH, check_file
 from gid_yolo.export.evaluate import image_size, open_split, read_data, spread

@@ -25,7 +25,6 @@ from gid_yolo.engine.config import (
     yolo_defaults,
 )
 from gid_yolo.engine.detection_model import GIDDetectionModel
-from gid_yolo.engine.distillable import YOLO_HEADS, is_yolo
 from gid_yolo.engine.distillation import check_named_teacher
 from gid_yolo.engine.idle import tell_idle
 from gid_yolo.engine.modes import check_use, with_defaults
@@ -40,6 +39,7 @@ from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.engine.values import check_values
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
+from gid_yolo.engine.yolo_view import YOLO_HEADS, is_yolo
 from gid_yolo.errors import UserError
 from gid_yolo.scalars import as_python
 

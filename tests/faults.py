@@ -9,8 +9,8 @@ from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from gid_yolo.engine.checkpoint import load_model
-from gid_yolo.engine.distillable import dense_head
 from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.engine.views import dense_head
 
 # 8 images in batches of 4, a step each: iterations 3 and 4 are the second epoch
 SETTINGS = {**FAST, "model": "retina_nano", "epochs": 3, "nbs": 4}

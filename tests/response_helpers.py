@@ -34,7 +34,7 @@ def functions_of(family: str) -> ResponseFunctions:
         return build_detector("frcnn_nano", CLASSES)
     from ultralytics.nn.tasks import DetectionModel
 
-    from gid_yolo.engine.distillable import distillable
+    from gid_yolo.engine.views import distillable
 
     return distillable(DetectionModel("yolo11n.yaml", nc=CLASSES, verbose=False)).functions
 

@@ -24,11 +24,11 @@ from gid_yolo.engine.config import (
     without_none,
     yolo_defaults,
 )
-from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.recipe import expand
 from gid_yolo.engine.schedule import override, stretched
 from gid_yolo.engine.teacher import check_teacher_name, find_finished_run, teacher_args
 from gid_yolo.engine.trainer import GIDTrainer, with_anchors_of
+from gid_yolo.engine.views import distillable
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError
 from gid_yolo.model import yolo_config

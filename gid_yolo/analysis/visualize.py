@@ -25,13 +25,13 @@ from gid_yolo.distill.pairing import pair_predictions
 from gid_yolo.distill.types import TYPES, classify, count_types
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.config import check_keys
-from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.figure4 import figure, write_picture
 from gid_yolo.engine.modes import check_use, with_defaults
 from gid_yolo.engine.preflight import misalignment
 from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import freeze_teacher
 from gid_yolo.engine.values import check_texts, check_values
+from gid_yolo.engine.views import distillable
 from gid_yolo.errors import UserError
 from gid_yolo.ops.structures import Targets
 

@@ -20,9 +20,9 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_as
 from gid_yolo.cfg import model_names
 from gid_yolo.engine import foreign
 from gid_yolo.engine.detection_model import GIDDetectionModel
-from gid_yolo.engine.distillable import is_yolo
 from gid_yolo.engine.rebuild import MOST_VALUES, plain
 from gid_yolo.engine.safe_load import check_file, could_run, safely
+from gid_yolo.engine.yolo_view import is_yolo
 from gid_yolo.errors import UserError, printable
 
 _REFUSED = re.compile(r"(?:GLOBAL |got <class '|function <(?:function|class) '?)([\w.]+)")  # in PyTorch's words

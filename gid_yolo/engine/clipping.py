@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from gid_yolo.engine.distillable import heads_of
+from gid_yolo.engine.views import heads_of
 
 # Optimisers that divide a step by how large gradients usually are: to them a factor of all matters little
 ADAPTIVE = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "RMSProp")

@@ -12,8 +12,10 @@ from gid_yolo.detectors.build import model_config
 from gid_yolo.distill import GIDLoss
 from gid_yolo.distill.methods import Distillation, FineGrained, FitNet, Mimicking, parse_methods
 from gid_yolo.engine.config import BEFORE, DEFAULTS
-from gid_yolo.engine.distillable import Distillable, distillable, share_levels
+from gid_yolo.engine.distillable import Distillable
 from gid_yolo.engine.preflight import UNALIGNED, check_alignment, misalignment
+from gid_yolo.engine.shared_levels import share_levels
+from gid_yolo.engine.views import distillable
 from gid_yolo.errors import UserError, some
 
 WITH_ANCHORS = ("retinanet", "faster_rcnn")

@@ -23,7 +23,6 @@ from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_any, loa
 from gid_yolo.engine.classes import check_classes
 from gid_yolo.engine.clipping import clip_features, clips_apart
 from gid_yolo.engine.config import BEFORE, DEFAULTS, check_keys, checked_args, compares_features, without_none
-from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.fade import set_factor
 from gid_yolo.engine.figure4 import Figure4
@@ -40,6 +39,7 @@ from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import PRECISIONS, TeacherStudentModel, check_precision
 from gid_yolo.engine.unusable import check_class_names, reason_of
 from gid_yolo.engine.validator import GIDValidator
+from gid_yolo.engine.views import distillable
 from gid_yolo.engine.watched_trainer import WatchedTrainer
 from gid_yolo.errors import UserError
 

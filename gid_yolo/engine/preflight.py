@@ -16,12 +16,12 @@ from gid_yolo.distill.types import GROUND_TRUTH
 from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.config import thresholds
-from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.fade import told
 from gid_yolo.engine.provenance import changed_since
 from gid_yolo.engine.teacher import best_finished_run, loaded_share
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.unusable import tell_unusable
+from gid_yolo.engine.views import distillable
 from gid_yolo.errors import UserError, some
 
 if TYPE_CHECKING:

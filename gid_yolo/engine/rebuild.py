@@ -23,8 +23,9 @@ from gid_yolo.distill.methods import Distillation
 from gid_yolo.engine.allocations import LARGEST, Allocations, check_anchors, check_numbers
 from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.detection_model import GIDDetectionModel, fold_batch_norm
-from gid_yolo.engine.distillable import SharedLevels, is_yolo
+from gid_yolo.engine.shared_levels import SharedLevels
 from gid_yolo.engine.teacher_student import TeacherStudentModel
+from gid_yolo.engine.yolo_view import is_yolo
 from gid_yolo.errors import UserError, some
 
 Stored = tuple[Callable[..., nn.Module], tuple[Any, ...]]

@@ -19,9 +19,11 @@ from gid_yolo.distill.response import TeachersHead
 from gid_yolo.distill.types import count_types
 from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.detection_model import batch_targets
-from gid_yolo.engine.distillable import Distillable, distillable, share_levels
+from gid_yolo.engine.distillable import Distillable
 from gid_yolo.engine.gradients import Pull, pulls
 from gid_yolo.engine.instance_counts import COUNT_NAMES
+from gid_yolo.engine.shared_levels import share_levels
+from gid_yolo.engine.views import distillable
 from gid_yolo.errors import UserError
 from gid_yolo.ops.structures import GeneralInstances, RawPredictions
 

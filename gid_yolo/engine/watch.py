@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from ultralytics.utils.torch_utils import unwrap_model
 
-from gid_yolo.engine.distillable import dense_head
 from gid_yolo.engine.instance_counts import COUNT_NAMES
+from gid_yolo.engine.views import dense_head
 
 # What the terms are made of, in the order in which data flows; the teacher, which does not learn, before the student
 INPUTS = (

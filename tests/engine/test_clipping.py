@@ -12,8 +12,8 @@ from ultralytics.nn.tasks import DetectionModel
 from gid_yolo.engine.clipping import MAX_NORM, clip_features
 from gid_yolo.engine.config import BEFORE, DEFAULTS, yolo_defaults
 from gid_yolo.engine.detection_model import GIDDetectionModel
-from gid_yolo.engine.distillable import distillable, heads_of
 from gid_yolo.engine.trainer import GIDTrainer
+from gid_yolo.engine.views import distillable, heads_of
 from gid_yolo.errors import UserError
 
 

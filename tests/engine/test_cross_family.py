@@ -10,8 +10,8 @@ from gid_yolo import GID
 from gid_yolo.cfg import MODELS_DIR
 from gid_yolo.engine.checkpoint import load_any
 from gid_yolo.engine.detection_model import GIDDetectionModel
-from gid_yolo.engine.distillable import share_levels
 from gid_yolo.engine.preflight import misalignment
+from gid_yolo.engine.shared_levels import share_levels
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError
 

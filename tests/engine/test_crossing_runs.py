@@ -11,8 +11,8 @@ from gid_yolo import GID
 from gid_yolo.analysis.study_plan import lacks_levels
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.config import DEFAULTS, check_weights
-from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
+from gid_yolo.engine.views import distillable
 from gid_yolo.errors import UserError
 
 ONLY = {"gid_feature": 0, "gid_relation": 0, "gid_response": 0, "gid_cross": 2.0}

@@ -16,8 +16,8 @@ from gid_yolo.distill.feature import plan_rois
 from gid_yolo.distill.levels import LevelRules, levels_by_size, overlapping_predictions
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.config import DEFAULTS
-from gid_yolo.engine.distillable import share_levels
 from gid_yolo.engine.distillation import make_projector
+from gid_yolo.engine.shared_levels import share_levels
 from gid_yolo.errors import UserError
 
 

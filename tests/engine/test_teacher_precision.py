@@ -9,10 +9,10 @@ from ultralytics.utils.ops import xyxy2xywh
 
 from gid_yolo.detectors.build import model_config
 from gid_yolo.engine.config import thresholds
-from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.teacher_student import check_precision
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.validator import GIDValidator
+from gid_yolo.engine.views import distillable
 from gid_yolo.errors import UserError
 
 

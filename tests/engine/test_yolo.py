@@ -16,8 +16,8 @@ from gid_yolo import GID
 from gid_yolo.cli import main
 from gid_yolo.engine import checkpoint
 from gid_yolo.engine.checkpoint import load_any, load_model
-from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.teacher_student import TeacherStudentModel
+from gid_yolo.engine.views import distillable
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError
 from gid_yolo.export.benchmark import benchmark

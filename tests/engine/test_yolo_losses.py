@@ -9,9 +9,9 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.metrics import bbox_iou
 
 from gid_yolo.engine.config import DEFAULTS
-from gid_yolo.engine.distillable import distillable
 from gid_yolo.engine.distillation import make_projector
 from gid_yolo.engine.teacher_student import TeacherStudentModel
+from gid_yolo.engine.views import distillable
 
 
 def pair(name: str) -> TeacherStudentModel:
