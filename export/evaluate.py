@@ -15,6 +15,7 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import LOGGER
 
 from gid_yolo.engine.checkpoint import no_autoinstall
+from gid_yolo.engine.data_set import resolve_data
 from gid_yolo.engine.named_data import check_class_count, check_program
 from gid_yolo.engine.unusable import UNUSABLE, check_class_names, reading, reason_of
 from gid_yolo.engine.validator import GIDValidator
@@ -29,8 +30,6 @@ def read_data(data: Any, split: str, trust: bool = False) -> tuple[Path, dict[st
     Raises:
         UserError: No such data set, it has no such split, or would run a program to get it and is not trusted.
     """
-    from gid_yolo.model import resolve_data  # model imports this package when it benchmarks
-
     path = resolve_data(data)
     if not trust:
         check_program(path, split)

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics.engine.model import Model
-from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import ONLINE, ROOT, SETTINGS
-from ultralytics.utils.torch_utils import parse_device, select_device
+from ultralytics.nn.tasks import DetectionModel
 
-from gid_yolo.cfg import load_yaml, model_names
-from gid_yolo.data.convert import prepare_data
+from gid_yolo.cfg import model_names
 from gid_yolo.data.synthetic import is_embedded, synthetic_dataset
 from gid_yolo.engine.checkpoint import is_checkpoint, load_model
 from gid_yolo.engine.classes import check_classes, fit_classes
@@ -24,7 +21,9 @@ from gid_yolo.engine.config import (
     without_none,
     yolo_defaults,
 )
+from gid_yolo.engine.data_set import resolve_data
 from gid_yolo.engine.detection_model import GIDDetectionModel
+from gid_yolo.engine.device import check_device
 from gid_yolo.engine.distillation import check_named_teacher
 from gid_yolo.engine.idle import tell_idle
 from gid_yolo.engine.modes import check_use, with_defaults
@@ -38,8 +37,9 @@ from gid_yolo.engine.teacher import resolve_teacher
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.engine.validator import GIDValidator
 from gid_yolo.engine.values import check_values
+from gid_yolo.engine.yolo_config import yolo_config
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
-from gid_yolo.engine.yolo_view import YOLO_HEADS, is_yolo
+from gid_yolo.engine.yolo_view import is_yolo
 from gid_yolo.errors import UserError
 from gid_yolo.scalars import as_python
 
@@ -321,70 +321,3 @@ class GID(Model):
         if trust is not True:
             check_named(data, f"model={self.model_name}")
         return data
-
-
-def yolo_config(cfg: str) -> dict[str, Any] | None:
-    """Settings of an Ultralytics model yaml, a file or one that it ships; None for everything else.
-
-    Raises:
-        UserError: A yaml of Ultralytics that is no YOLO detector.
-    """
-    if Path(cfg).stem in model_names():
-        return None
-    try:
-        config = yaml_model_load(cfg)
-    except (OSError, ValueError):
-        return None
-    if not isinstance(config, dict) or "head" not in config or "detector" in config:
-        return None
-    if (head := config["head"][-1][2]) not in {kind.__name__ for kind in YOLO_HEADS}:
-        raise UserError(f"model={cfg} ends in a {head} head: give the yaml of a YOLO detector, e.g. yolo11n.yaml.")
-    return config
-
-
-def check_device(device: Any) -> None:
-    """Refuse a device that this machine does not have.
-
-    Raises:
-        UserError: Ultralytics' reason, in one sentence.
-    """
-    if device is None:
-        return
-    try:
-        select_device(parse_device(device), verbose=False)
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise UserError(f"device={device} cannot be used: {reason[:160]}") from error
-
-
-def resolve_data(data: Any) -> Path:
-    """Path of the data yaml: the embedded set without `data=`, converted where it is VOC or COCO JSON."""
-    name = Path(str(data))
-    if data is None or (is_embedded(data) and not name.is_file()):  # in a cache that was moved or emptied
-        return synthetic_dataset()
-    if name.suffix in {".yaml", ".yml"} and not name.is_file():
-        if (stored := Path(SETTINGS["datasets_dir"]) / name).is_file():
-            return stored
-        if shipped := sorted((ROOT / "cfg" / "datasets").rglob(name.name)):
-            check_at_hand(name, load_yaml(shipped[0]))
-            return name  # one of Ultralytics' own, which it finds and downloads
-    return prepare_data(data)
-
-
-def check_at_hand(name: Path, contents: dict[str, Any]) -> None:
-    """Refuse a data set of Ultralytics that is neither here nor to be had.
-
-    Args:
-        name: What Ultralytics calls its yaml.
-        contents: What that yaml says.
-
-    Raises:
-        UserError: Its images are missing and there is no network to download them from.
-    """
-    root, val = Path(contents.get("path") or "."), contents.get("val") or []
-    root = root if root.exists() else Path(SETTINGS["datasets_dir"]) / root  # as Ultralytics looks for it
-    if not ONLINE and not all((root / part).exists() for part in (val if isinstance(val, list) else [val])):
-        raise UserError(
-            f"data={name} is not in {root} and cannot be downloaded without a network: put it there, or name its "
-            "place in a data yaml of your own."
-        )

@@ -20,11 +20,11 @@ from gid_yolo.analysis.study_verdict import verdict
 from gid_yolo.engine.checkpoint import load_model
 from gid_yolo.engine.classes import check_classes, fit_classes
 from gid_yolo.engine.config import check_keys, without_none
+from gid_yolo.engine.device import check_device
 from gid_yolo.engine.recipe import read_recipe
 from gid_yolo.engine.values import check_texts, check_values
 from gid_yolo.errors import UserError, some
 from gid_yolo.export.evaluate import read_data
-from gid_yolo.model import check_device
 from gid_yolo.scalars import as_python
 
 OF_A_RUN = ("seed", "name", "exist_ok", "resume", "cfg", "save_dir", "mode", "task", "val")  # the study sets them

@@ -29,9 +29,9 @@ from gid_yolo.engine.schedule import override, stretched
 from gid_yolo.engine.teacher import check_teacher_name, find_finished_run, teacher_args
 from gid_yolo.engine.trainer import GIDTrainer, with_anchors_of
 from gid_yolo.engine.views import distillable
+from gid_yolo.engine.yolo_config import yolo_config
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError
-from gid_yolo.model import yolo_config
 
 ONLY_DISTILLING = ("gid_", "distill", "teacher", "fitnet_", "fine_grained_", "mimicking_")  # a plain run has none
 # What a teacher trained for a study takes over besides, and what of the schedule where it trains as long

@@ -12,9 +12,9 @@ from gid_yolo import GID
 from gid_yolo.cli import main
 from gid_yolo.data import prepare_data
 from gid_yolo.data.synthetic import is_embedded, synthetic_dataset
+from gid_yolo.engine.data_set import resolve_data
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
-from gid_yolo.model import resolve_data
 
 SIDE = 64
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from engine_helpers import FAST
 
-import gid_yolo.model
+import gid_yolo.engine.data_set
 from gid_yolo import GID
 from gid_yolo.cfg import MODELS_DIR, RECIPES_DIR, load_yaml, recipe_names
 from gid_yolo.cli import main
@@ -158,7 +158,7 @@ def test_epochs_beside_a_recipe_of_iterations_need_steps_in_epochs():
 
 @pytest.mark.parametrize("name", PAPER)
 def test_data_that_cannot_be_downloaded_is_one_sentence(name, capsys, monkeypatch):
-    monkeypatch.setattr(gid_yolo.model, "ONLINE", False)
+    monkeypatch.setattr(gid_yolo.engine.data_set, "ONLINE", False)
     assert main(["train", "model=retina_nano", f"recipe={name}"]) == 2
     text = capsys.readouterr().err
     assert "cannot be downloaded without a network" in text
