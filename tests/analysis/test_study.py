@@ -14,6 +14,7 @@ import yaml
 from engine_helpers import FAST, train_one_epoch
 
 from gid_yolo.analysis.study import seeds_of, study
+from gid_yolo.analysis.study_folder import StudyFolder
 from gid_yolo.analysis.study_plan import Run
 from gid_yolo.analysis.study_runs import Runner, _locked, devices_of
 from gid_yolo.cli import main
@@ -175,12 +176,11 @@ def test_a_run_in_smaller_batches_than_asked_is_no_result(finished, tmp_path) ->
     project, _ = finished
     name = runs_of(project)["plain"]["runs"]["0"]["run"]
     shutil.copytree(project / "runs" / name, tmp_path / "plain")
-    runner, args = Runner(tmp_path, "val", [None]), {**FAST, "model": "retina_nano", "data": "data.yaml"}
-    runner._refuse_smaller_batch(Run("plain", args))  # FAST's batch, which it was trained with
-    assert runner.failed == {}
+    folder, args = StudyFolder(tmp_path, "val"), {**FAST, "model": "retina_nano", "data": "data.yaml"}
+    assert folder.set_aside_smaller(Run("plain", args)) is None  # FAST's batch, which it was trained with
     del args["batch"]
-    runner._refuse_smaller_batch(Run("plain", args))  # the model's yaml says 8: as after Ultralytics halved it
-    assert "the memory was too small for batch=8" in runner.failed["plain"]
+    # The model's yaml says 8: as after Ultralytics halved it
+    assert "the memory was too small for batch=8" in folder.set_aside_smaller(Run("plain", args))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.batch4"]
 
 
@@ -190,36 +190,36 @@ def test_a_run_of_another_versions_defaults_is_not_taken_for_one_of_these(finish
     found = runs_of(project)["relation"]["runs"]["0"]
     shutil.copytree(project / "runs" / found["run"], tmp_path / "relation")
     runner, run = Runner(tmp_path, "val", [None]), Run("relation", found["args"])
-    runner._check_defaults(run)
+    runner.check_defaults(run)
     file = tmp_path / "relation" / "args.yaml"
     text = file.read_text()
     file.write_text(text.replace("gid_top_k: 10", "gid_top_k: 12"))
     with pytest.raises(UserError, match=r"begun with gid_top_k=12, which is 10 in this version: give another project="):
         runner.execute([run], lambda: None)
     file.write_text("\n".join(line for line in text.splitlines() if not line.startswith("gid_top_k")))
-    runner._check_defaults(run)  # a version that had no such argument
+    runner.check_defaults(run)  # a version that had no such argument
     before = "\n".join(line for line in text.splitlines() if not line.startswith("gid_level"))
     file.write_text(before)
-    runner._check_defaults(run)  # it went by size, as a RetinaNet still does
+    runner.check_defaults(run)  # it went by size, as a RetinaNet still does
     with pytest.raises(UserError, match="begun with gid_level=size, which is detector in this version"):
-        runner._check_defaults(Run("relation", {**run.args, "model": "frcnn_nano"}))
+        runner.check_defaults(Run("relation", {**run.args, "model": "frcnn_nano"}))
     assert "gid_relation: 40.0" in before
     file.write_text(before.replace("gid_relation: 40.0", "gid_relation: 0"))  # then nothing is cropped
-    runner._check_defaults(Run("relation", {**run.args, "model": "frcnn_nano", "gid_relation": 0}))
+    runner.check_defaults(Run("relation", {**run.args, "model": "frcnn_nano", "gid_relation": 0}))
     file.write_text("\n".join(line for line in before.splitlines() if not line.startswith("distill_until")))
     with pytest.raises(UserError, match=r"begun with distill_until=1.0, which is 0.5 in this version"):
-        runner._check_defaults(Run("relation", {k: v for k, v in run.args.items() if k != "distill_until"}))
+        runner.check_defaults(Run("relation", {k: v for k, v in run.args.items() if k != "distill_until"}))
     lines = [line for line in text.splitlines() if not line.startswith("distill_clip")]
     file.write_text("\n".join(lines))
-    runner._check_defaults(run)  # AdamW's are clipped together as before
+    runner.check_defaults(run)  # AdamW's are clipped together as before
     with pytest.raises(UserError, match="begun with distill_clip=together, which is auto in this version"):
-        runner._check_defaults(Run("relation", {**run.args, "optimizer": "SGD"}))
+        runner.check_defaults(Run("relation", {**run.args, "optimizer": "SGD"}))
     for began in ("", "distill_clip: together"):
         file.write_text("\n".join([*lines, began]).replace("gid_relation: 40.0", "gid_relation: 0"))
-        runner._check_defaults(Run("relation", {**run.args, "gid_relation": 0, "optimizer": "SGD"}))  # no features then
+        runner.check_defaults(Run("relation", {**run.args, "gid_relation": 0, "optimizer": "SGD"}))  # no features then
     file.write_text("model: [")
     with pytest.raises(UserError, match=r"is not a yaml file.* so that the run begins anew"):
-        runner._check_defaults(run)
+        runner.check_defaults(run)
 
 
 def test_a_finished_run_is_resampled_once(tmp_path) -> None:
