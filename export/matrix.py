@@ -1,4 +1,4 @@
-"""Every model in every setting: its file, its gate, its accuracy, its times."""
+"""Every model in every setting: its file, its gate, its accuracy."""
 
 from __future__ import annotations
 
@@ -10,25 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ultralytics.utils import LOGGER
 
 from gid_yolo.engine.matches import FILE
 from gid_yolo.errors import UserError
 from gid_yolo.export.contenders import Contender, weigh
-from gid_yolo.export.evaluate import batches_of, spread, ten_columns
+from gid_yolo.export.evaluate import batches_of, ten_columns
 from gid_yolo.export.half import to_fp16
-from gid_yolo.export.memory import peak_memory
 from gid_yolo.export.parity import compare_outputs, compare_scores, export_onnx
-from gid_yolo.export.preprocess import read_image
 from gid_yolo.export.quantize import quantize_int8
-from gid_yolo.export.rows import Detections, Example
 from gid_yolo.export.session import OnnxDetector
-from gid_yolo.export.timing import interleave, latency
 from gid_yolo.export.to_onnx import Calibration
-
-EXAMPLES = 4
-EXAMPLE_CONF = 0.05  # the page shows detections from 0.1 on
 
 
 @dataclass(frozen=True)
@@ -199,106 +191,3 @@ def _failing(cell: Contender) -> Iterator[None]:
         yield
     except UserError as error:
         cell.failed = str(error).rstrip(".")
-
-
-def measure_times(
-    cells: Sequence[Contender],
-    loaders: Mapping[tuple[int, ...], Any],
-    *,
-    images: int,
-    warmup: int,
-    runs: int,
-    rounds: int,
-    threads: int,
-) -> None:
-    """Time preparation, network and post-processing of all cells apart, each in turns with the others.
-
-    Post-processing is that of deployment: detections from a score of 0.25 on, as `yolo predict` gives them.
-    """
-    if not cells:
-        return
-    names = [str(i) for i in range(len(cells))]
-    detectors = [
-        OnnxDetector(c.onnx, provider=c.provider, threads=threads, imgsz=c.size, batch=c.batch, rect=False)
-        for c in cells
-    ]
-    originals, inputs, outputs = [], [], []
-    for cell, detector in zip(cells, detectors, strict=True):
-        dataset = loaders[tuple(cell.size)].dataset
-        pictures = [read_image(dataset.im_files[i]) for i in spread(len(dataset), images)]
-        pictures += [pictures[i % len(pictures)] for i in range(-len(pictures) % cell.batch)]
-        originals.append([pictures[i : i + cell.batch] for i in range(0, len(pictures), cell.batch)])
-        inputs.append(batches_of(dataset, images, cell.batch))
-        outputs.append([detector.run(batch) for batch in inputs[-1]])
-    turns = list(range(max(map(len, inputs))))
-
-    def timed(calls: list[Any], count: int) -> dict[str, list[float]]:
-        return interleave(dict(zip(names, calls, strict=True)), turns, warmup=warmup, runs=count, rounds=rounds)  # type: ignore[arg-type]
-
-    network = timed([partial(_network, d, x) for d, x in zip(detectors, inputs, strict=True)], runs)
-    before = timed([partial(_before, d, x) for d, x in zip(detectors, originals, strict=True)], runs)
-    places = zip(detectors, outputs, originals, cells, strict=True)
-    after = timed([partial(_after, d, y, x, cell.size) for d, y, x, cell in places], runs)
-    for name, cell in zip(names, cells, strict=True):
-        cell.latency = latency(network[name], cell.batch)
-        cell.preprocess, cell.postprocess = float(np.median(before[name])), float(np.median(after[name]))
-        cell.memory = peak_memory(cell.onnx, cell.provider, threads, (cell.batch, 3, *cell.size))
-
-
-def _network(detector: OnnxDetector, batches: list[np.ndarray], turn: int) -> None:
-    detector.run(batches[turn % len(batches)])
-
-
-def _before(detector: OnnxDetector, images: list[list[np.ndarray]], turn: int) -> None:
-    detector.prepare(images[turn % len(images)])
-
-
-def _after(
-    detector: OnnxDetector, outputs: list[np.ndarray], images: list[list[np.ndarray]], size: Sequence[int], turn: int
-) -> None:
-    place = turn % len(outputs)
-    detector.finish(outputs[place], size, [image.shape for image in images[place]])
-
-
-def make_examples(cells: Sequence[Contender], dataset: Any, names: dict[int, str]) -> tuple[Example, ...]:
-    """Some images of the split with their objects and with what each model's file finds on them.
-
-    Args:
-        cells: One of each model, of one size.
-        dataset: Ultralytics' data set of the split.
-        names: Of the classes.
-    """
-    detectors = {
-        cell.label: OnnxDetector(
-            cell.onnx,
-            provider="cpu",
-            conf=EXAMPLE_CONF,
-            iou=cell.limits["iou"],
-            max_det=cell.limits["max_det"],
-            imgsz=cell.size,
-            batch=cell.batch,
-            rect=False,
-        )
-        for cell in cells
-    }
-    examples = []
-    for i in spread(len(dataset), EXAMPLES):
-        image, label = read_image(dataset.im_files[i]), dataset.labels[i]
-        height, width = image.shape[:2]
-        centre, half = label["bboxes"][:, :2], label["bboxes"][:, 2:] / 2
-        boxes = np.concatenate([centre - half, centre + half], axis=1) * [width, height, width, height]
-        found = {}
-        for name, detector in detectors.items():
-            (seen,) = detector(image)
-            found[name] = Detections(seen.boxes, seen.scores, seen.classes)
-        examples.append(
-            Example(
-                name=Path(dataset.im_files[i]).name,
-                image=np.ascontiguousarray(image[..., ::-1]),
-                true_boxes=boxes.reshape(-1, 4),
-                true_classes=label["cls"].reshape(-1).astype(np.int64),
-                detections=found,
-                names=names,
-            )
-        )
-    return tuple(examples)

@@ -12,7 +12,8 @@ from ultralytics.utils import LOGGER, SETTINGS
 from gid_yolo._version import __version__
 from gid_yolo.analysis.study_file import StudyFile, read_study, with_longer, with_models
 from gid_yolo.analysis.study_lines import Line, tabulate
-from gid_yolo.analysis.study_plan import Planner, Row, Study, family_of
+from gid_yolo.analysis.study_models import family_of
+from gid_yolo.analysis.study_plan import Planner, Row, Study
 from gid_yolo.analysis.study_plot import draw_study
 from gid_yolo.analysis.study_runs import Runner, devices_of
 from gid_yolo.analysis.study_table import markdown, write_files

@@ -10,7 +10,8 @@ from typing import Any
 
 from ultralytics.utils import LOGGER
 
-from gid_yolo.analysis.study_plan import ABOUT, OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run, defaults_of, family_of
+from gid_yolo.analysis.study_models import defaults_of, family_of
+from gid_yolo.analysis.study_plan import ABOUT, OF_EVALUATION, ONLY_DISTILLING, UNTRAINED, Run
 from gid_yolo.cfg import load_yaml
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.engine.checkpoint import load_any, load_model, record_of

@@ -13,6 +13,7 @@ import yaml
 from ultralytics.utils import LOGGER
 
 from gid_yolo.analysis.study_file import LONGER, Group, StudyFile, Template
+from gid_yolo.analysis.study_models import defaults_of, family_of, identity_of, label_of, settings_of, yolo_settings
 from gid_yolo.detectors.build import model_config
 from gid_yolo.distill.methods import parse_methods
 from gid_yolo.engine.checkpoint import fingerprint, is_checkpoint, load_model
@@ -20,16 +21,12 @@ from gid_yolo.engine.config import (
     DEFAULTS,
     checked_args,
     compares_features,
-    model_defaults,
     without_none,
-    yolo_defaults,
 )
 from gid_yolo.engine.recipe import expand
 from gid_yolo.engine.schedule import override, stretched
 from gid_yolo.engine.teacher import check_teacher_name, find_finished_run, teacher_args
 from gid_yolo.engine.trainer import GIDTrainer, with_anchors_of
-from gid_yolo.engine.views import distillable
-from gid_yolo.engine.yolo_config import yolo_config
 from gid_yolo.engine.yolo_trainer import YOLOTrainer
 from gid_yolo.errors import UserError
 
@@ -138,7 +135,7 @@ class Planner:
         teacher, needs, identity = self._teacher(group.teacher)
         student = self._student(group.model, teacher if needs is None else group.teacher)
         check_pair(group, student, self.common)
-        self.models[group.name] = f"{_label(group.model)} under {_label(group.teacher)}"
+        self.models[group.name] = f"{label_of(group.model)} under {label_of(group.teacher)}"
         return [self._row(group, row, student, teacher, needs, identity) for row in group.rows]
 
     def _row(self, group: Group, row: Template, student: str, teacher: Path, needs: Run | None, identity: str) -> Row:
@@ -172,8 +169,8 @@ class Planner:
             if key in telling and Path(str(telling[key])).is_file():
                 telling[key] = hashlib.sha256(Path(telling[key]).read_bytes()).hexdigest()
         varied = [f"{key}={value}" for key, value in telling.items() if key.startswith(("gid_", "distill"))]
-        words = [_label(model), *(varied or (["gid"] if "teacher" in telling else []))]
-        name = _name(words, args.get("seed", 0), {"model": _identity(model, self.trust), **telling})
+        words = [label_of(model), *(varied or (["gid"] if "teacher" in telling else []))]
+        name = _name(words, args.get("seed", 0), {"model": identity_of(model, self.trust), **telling})
         return Run(name, {"model": model, "patience": 0, **args}, None, needs)  # no run stops before another
 
     def _longer(self, model: str, times: float) -> dict[str, Any]:
@@ -206,17 +203,17 @@ class Planner:
         """The student to train plainly and distilled alike: with the teacher's anchors where its own are others."""
         if is_checkpoint(model):
             return str(Path(model).resolve())
-        if _yolo(model) is not None:
+        if yolo_settings(model) is not None:
             return model
         config = model_config(model)
         known = is_checkpoint(teacher)
-        theirs = load_model(teacher, "teacher", self.trust)[0].yaml if known else _settings(str(teacher))
+        theirs = load_model(teacher, "teacher", self.trust)[0].yaml if known else settings_of(str(teacher))
         changed = with_anchors_of(theirs, config)
         if changed is None:
             return model
         changed.pop("yaml_file", None)
         text = yaml.safe_dump(changed, sort_keys=False)
-        path = self.folder / f"{_label(model)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
+        path = self.folder / f"{label_of(model)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         return str(path)
@@ -226,7 +223,7 @@ class Planner:
         given = expand(self.common, family_of(student, self.trust))
         args: dict[str, Any] = {"data": str(self.data), "imgsz": defaults_of(student, self.trust)["imgsz"]}
         args |= {key: given[key] for key in OF_EVALUATION if key in given}
-        run = _name([_label(name), "teacher"], None, {**args, "teacher": identity})
+        run = _name([label_of(name), "teacher"], None, {**args, "teacher": identity})
         return Run(run, {**args, "trust": True} if self.trust else args, checkpoint)
 
 
@@ -286,45 +283,6 @@ def lacks_levels(student: str, teacher: str) -> bool:
     Those of retinanet and fcos are P3 to P7. The other kinds have theirs by settings: the trainer looks.
     """
     return teacher in WITH_P7 and student not in WITH_P7
-
-
-def defaults_of(model: str, trust: bool = False) -> dict[str, Any]:
-    """What `gid-train` takes for the arguments of a model that are not given."""
-    if is_checkpoint(model):
-        network = load_model(model, trust=trust)[0]
-        return yolo_defaults() if "head" in network.yaml else model_defaults(network.yaml)
-    return yolo_defaults() if _yolo(model) is not None else model_defaults(model_config(model))
-
-
-def family_of(model: str, trust: bool = False) -> str:
-    """Kind of a model: retinanet, fcos, faster_rcnn or yolo."""
-    if is_checkpoint(model):
-        return distillable(load_model(model, trust=trust)[0]).family
-    return "yolo" if _yolo(model) is not None else str(model_config(model)["detector"])
-
-
-def _identity(model: str, trust: bool) -> str:
-    """What tells a model from others of its name: its settings or its weights."""
-    if is_checkpoint(model):
-        return fingerprint(load_model(model, trust=trust)[0])
-    return json.dumps({k: v for k, v in _settings(model).items() if k != "yaml_file"}, sort_keys=True, default=str)
-
-
-def _settings(model: str) -> dict[str, Any]:
-    """What a model's yaml says, ours or Ultralytics'."""
-    return model_config(model) if (yolo := _yolo(model)) is None else yolo
-
-
-def _yolo(model: str) -> dict[str, Any] | None:
-    """What Ultralytics' yaml of a model says, with or without its ending as `GID` takes it; None for ours."""
-    file = f"{model}.yaml" if Path(model).suffix == "" else model
-    return yolo_config(file) if Path(file).suffix in {".yaml", ".yml"} else None
-
-
-def _label(model: str) -> str:
-    """A short name: of a `best.pt`, its run's."""
-    path = Path(model)
-    return path.parents[1].name if path.parent.name == "weights" else path.stem
 
 
 def _name(words: Sequence[str], seed: int | None, telling: dict[str, Any]) -> str:

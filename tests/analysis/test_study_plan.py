@@ -8,7 +8,8 @@ from engine_helpers import FAST, write_data
 
 from gid_yolo.analysis.study import study
 from gid_yolo.analysis.study_file import read_study, with_longer, with_models
-from gid_yolo.analysis.study_plan import Planner, family_of
+from gid_yolo.analysis.study_models import family_of
+from gid_yolo.analysis.study_plan import Planner
 from gid_yolo.cfg import study_names
 from gid_yolo.cli import main
 from gid_yolo.detectors.build import model_config
