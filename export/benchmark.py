@@ -25,15 +25,15 @@ from gid_yolo.export.budget import budget_notes, comparable
 from gid_yolo.export.chart import write_png
 from gid_yolo.export.contenders import Contender, fit_to, load_contenders
 from gid_yolo.export.evaluate import image_sizes, open_split, read_data
-from gid_yolo.export.found import make_examples
+from gid_yolo.export.example_images import make_examples
 from gid_yolo.export.gains import noise_note
 from gid_yolo.export.intervals import few_images_notes, rows_of
 from gid_yolo.export.matrix import Matrix, Settings
+from gid_yolo.export.measure_times import measure_times
 from gid_yolo.export.page import write_html
 from gid_yolo.export.parity import AP_LIMIT, BOX_LIMIT, SCORE_LIMIT
 from gid_yolo.export.report import BenchmarkReport, conditions, write_csv, write_json, write_markdown
 from gid_yolo.export.rows import Row
-from gid_yolo.export.turns import measure_times
 
 MANY = 100  # runs of which one is over p99
 NO_COMPARISON = "WARNING: so this is NO COMPARISON of model and baseline; unequal=True calls it one all the same."
@@ -140,13 +140,13 @@ def benchmark(
     }  # fmt: skip
     rows = rows_of(cells, compared=bool(fair) or (unequal and baseline is not None))
     shown = list({c.label: c for c in reversed(passed)}.values())[::-1]  # the first file of each
-    images = loaders[tuple(sizes[0])].dataset
+    dataset = loaders[tuple(sizes[0])].dataset
     report = BenchmarkReport(
         rows=rows,
-        settings=_settings(contenders, rows, arguments, len(images), settings.device),
+        settings=_settings(contenders, rows, arguments, len(dataset), settings.device),
         notes=(*_notes(cells, rows, rounds * runs), *([NO_COMPARISON] if fair is False and not unequal else [])),
         save_dir=save_dir,
-        examples=make_examples(shown, images, contents["names"]),
+        examples=make_examples(shown, dataset, contents["names"]),
         comparable=None if unequal and not fair else fair,
     )
     _write(report, save_dir)

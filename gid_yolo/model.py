@@ -187,7 +187,7 @@ class GID(Model):
         """
         check_keys(kwargs)
         kwargs = {**self._thresholds(), **as_python(kwargs)}
-        from gid_yolo.export.evaluate import read_data  # it resolves data with the function below
+        from gid_yolo.export.evaluate import read_data  # onnxruntime and its like: only where they are needed
         from gid_yolo.export.metadata import check_names, chosen_size
 
         check_values(kwargs)
@@ -255,7 +255,7 @@ class GID(Model):
         check_use("export", kwargs)
         check_device(kwargs.get("device"))
         file = kwargs.pop("file", None)
-        from gid_yolo.export.to_onnx import export  # it resolves data with a function of this module
+        from gid_yolo.export.to_onnx import export
 
         known = {key: self.overrides[key] for key in ("imgsz", "data") if self.overrides.get(key) is not None}
         measured = kwargs.get("int8") or str(kwargs.get("quantize")).lower() in {"8", "int8"}  # on images

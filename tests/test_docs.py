@@ -1,4 +1,4 @@
-"""The pages name and link only what exists: files, tests, settings, commands, tolerances."""
+"""Links of all pages lead somewhere; docs/paper.md names tests, settings, commands and tolerances that exist."""
 
 import ast
 import re
@@ -25,14 +25,17 @@ def sections() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
 def links(page: Path) -> set[str]:
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return {x for x in re.findall(r"\]\(([^)\s]+)\)", text) if not x.startswith("http")}
+    return {x for x in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if not x.startswith("http")}
 
 
 def anchors(page: Path) -> set[str]:
     """What the headings of a page are linked by: lower case, without punctuation, hyphens for spaces."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", x).lower().replace(" ", "-") for x in headings}
 
 

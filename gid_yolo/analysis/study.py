@@ -71,12 +71,14 @@ def study(
         UserError: What is asked for cannot be done, or a run failed; the tables are written all the same.
     """
     seeds, jobs, longer, common = as_python(seeds), as_python(jobs), as_python(longer), as_python(common)
+    file, numbers = read_study(name), seeds_of(seeds)
+    common = _check_common(file, common)
     if not isinstance(plan, bool):
         raise UserError(f"plan={plan} must be True or False.")
     check_texts({"data": data, "project": project})
     root = Path(SETTINGS["runs_dir"]) / str(project or "study")
     folder = root.resolve() / "runs"
-    whole = _laid_out(name, (model, teacher), data, seeds_of(seeds), split, longer, common, folder)
+    whole = _laid_out(file, (model, teacher), data, numbers, split, longer, common, folder)
     devices = devices_of(device, jobs)
     for slot in set(devices):
         check_device(slot)
@@ -99,7 +101,7 @@ def study(
     runner.execute(whole.runs, write)
     files, lines = write(), table()
     LOGGER.info(f"\n{markdown(whole, lines)}")
-    if whole.file.name == "verdict" and (said := verdict(whole, lines)):
+    if file.name == "verdict" and (said := verdict(whole, lines)):
         LOGGER.info(f"{said['sentence']}\n")
     LOGGER.info(f"Table: {', '.join(str(file) for file in files)}")
     if runner.failed:
@@ -111,7 +113,7 @@ def study(
 
 
 def _laid_out(
-    name: str | Path,
+    file: StudyFile,
     models: tuple[Any, Any],
     data: Any,
     seeds: tuple[int, ...],
@@ -120,13 +122,11 @@ def _laid_out(
     common: dict[str, Any],
     folder: Path,
 ) -> Study:
-    """The study's runs and rows, of students and teachers `models`, as they will lie in `folder`.
+    """The study's runs and rows, of the students and the teachers in `models`, as they will lie in `folder`.
 
     Raises:
         UserError: What is asked for cannot be done.
     """
-    file = read_study(name)
-    common = _check_common(file, common)
     if data is None and common.get("recipe"):
         data = read_recipe(common["recipe"], "").get("data")
     data_path, contents = read_data(data, split, common.get("trust", False))

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gid_yolo.analysis.study_plan import Run
+from gid_yolo.engine.provenance import CHOOSING
 from gid_yolo.errors import UserError
 
-_CHOOSING = ("data", "classes", "single_cls", "fraction")  # what a row may have otherwise, and so see others
-_ORDERING = ("rect",)  # in which training images lie, and are noted
+_CHOOSING = ("data", *CHOOSING)  # what a row may have otherwise, and so see others
+_ORDERING = ("rect",)  # in which training images lie, and were noted before there was a digest without order
 
 
 class SameData:
@@ -40,13 +41,14 @@ class SameData:
         """
         noted = self._noted(run)
         try:
-            digests = {split: noted[-1]["data"][split]["digest"] for split in ("train", "val")}
+            digests = {split: self._digest(noted[-1]["data"][split]) for split in ("train", "val")}
         except (LookupError, TypeError):
             return False
         if len(noted) <= after:
             return False
-        for split, digest in digests.items():
-            key = json.dumps([split, {name: run.args.get(name) for name in self._telling(split)}], default=str)
+        for split, (kind, digest) in digests.items():
+            telling = (*_CHOOSING, *_ORDERING) if (kind, split) == ("digest", "train") else _CHOOSING
+            key = json.dumps([split, kind, {name: run.args.get(name) for name in telling}], default=str)
             before, other = self._seen.setdefault(key, (digest, run.name))
             if before != digest:
                 raise UserError(
@@ -63,5 +65,7 @@ class SameData:
             return []
 
     @staticmethod
-    def _telling(split: str) -> tuple[Any, ...]:
-        return _CHOOSING if split == "val" else (*_CHOOSING, *_ORDERING)
+    def _digest(split: dict[str, Any]) -> tuple[str, str]:
+        """What a split is told by, and its kind: without the images' order where that was noted."""
+        kind = "contents" if "contents" in split else "digest"
+        return kind, split[kind]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from gid_yolo.engine.classes import SharedClasses
 from gid_yolo.engine.coco_eval import CocoAccumulator
 from gid_yolo.engine.config import thresholds
 from gid_yolo.engine.fade import told
-from gid_yolo.engine.provenance import changed_since
+from gid_yolo.engine.provenance import changed_since, data_of
 from gid_yolo.engine.teacher import best_finished_run, loaded_share
 from gid_yolo.engine.teacher_student import TeacherStudentModel
 from gid_yolo.engine.unusable import tell_unusable
@@ -114,6 +115,7 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
     if teacher.training or any(p.requires_grad for p in teacher.parameters()):
         raise UserError("the teacher is not frozen: something put it back into training mode.")
     columns, images = teacher_columns(trainer, model)
+    data = data_of(trainer)
     unmeasured = columns["mAP"] < 0  # pycocotools' word for it
     if unmeasured and args.teacher_min_ap > 0:
         raise UserError(
@@ -130,12 +132,13 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
     accuracy = f"mAP {columns['mAP']:.1f}, AP50 {columns['AP50']:.1f}"
     if unmeasured:
         accuracy = "NOT MEASURED: no object of a class that it knows"
-    elif warning := _too_weak(trainer, columns["mAP"]):
+    elif warning := _too_weak(trainer, columns["mAP"], data):
         LOGGER.warning(warning)
-    if split := changed_since(args.teacher, trainer):
+    if changed := changed_since(args.teacher, data, args):
+        seen = ": it may have been trained on images that now measure it and the student" if "val" in changed else ""
         LOGGER.warning(
-            f"data={args.data} has other {split} images, boxes or classes than when teacher={args.teacher} was trained "
-            "on it: it may have seen images that now measure it and the student; train it again if so."
+            f"data={args.data} has other {' and '.join(changed)} images, boxes or classes than when "
+            f"teacher={args.teacher} was trained on it{seen}; train it again where that matters."
         )
     classes = (
         f"{teacher.nc} classes, the student's" if model.shared is None else _mapping(teacher, student, model.shared)
@@ -152,11 +155,17 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
     ]
 
 
-def _too_weak(trainer: DistillationTrainer, ap: float) -> str | None:
-    """What to say where a plain run of this student on these data, finished before, comes near to its teacher."""
+def _too_weak(trainer: DistillationTrainer, ap: float, data: Mapping[str, Any]) -> str | None:
+    """What to say where a plain run of this student on `data`, finished before, comes near to its teacher."""
     args = trainer.args
-    found = best_finished_run(str(args.model), args.data, args.project, single_cls=bool(args.single_cls))
-    if found is None or ap - found[0] >= LEAD or changed_since(found[1], trainer):
+    found = best_finished_run(
+        str(args.model),
+        args.data,
+        args.project,
+        single_cls=bool(args.single_cls),
+        usable=lambda best: "val" not in changed_since(best, data, args),
+    )
+    if found is None or ap - found[0] >= LEAD:
         return None
     return (
         f"teacher={trainer.args.teacher} reaches mAP {ap:.1f}, and a plain run of this student {found[0]:.1f} "

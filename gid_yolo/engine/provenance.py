@@ -27,11 +27,12 @@ from gid_yolo.engine.side_files import read_or_set_aside
 from gid_yolo.files import replaced
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "timm", "numpy", "opencv-python", "pycocotools")
+CHOOSING = ("classes", "single_cls", "fraction")  # arguments that choose parts of the data
 _GIT_SECONDS = 10
 
 
-def digest_of_labels(labels: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:
-    """The first 16 digits of the SHA-256 of a split: its images by name, their boxes and classes, in their order.
+def digest_of_labels(labels: Sequence[Mapping[str, Any]], names: Mapping[int, str], *, in_order: bool = True) -> str:
+    """The first 16 digits of the SHA-256 of a split: its images by name, their boxes and classes.
 
     The folder that holds all images does not count, so that a copy elsewhere has the same digest; neither do pixels.
 
@@ -39,11 +40,14 @@ def digest_of_labels(labels: Sequence[Mapping[str, Any]], names: Mapping[int, st
         labels: Ultralytics' labels: `im_file`, `cls` (M, 1), `bboxes` (M, 4) xywh and, where there are any, `segments`,
             M polygons (K, 2), all as parts of the image.
         names: Of the classes.
+        in_order: The order of the images counts. Ultralytics sorts them by their shapes for rectangular batches, and
+            equal ones as the machine's NumPy happens to.
     """
     digest = hashlib.sha256(repr(sorted(names.items())).encode())
     files = [Path(label["im_file"]).absolute() for label in labels]  # not resolved: that asks the disk for each
     root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
-    for file, label in zip(files, labels, strict=True):
+    pairs = list(zip(files, labels, strict=True))
+    for file, label in pairs if in_order else sorted(pairs, key=lambda pair: pair[0]):
         digest.update(os.fsencode(file.relative_to(root).as_posix()) + b"\0")
         digest.update(np.asarray(label["cls"], np.int64).tobytes())
         digest.update(np.asarray(label["bboxes"], np.float32).tobytes() + b"\n")
@@ -98,8 +102,6 @@ def provenance(trainer: Any) -> dict[str, Any]:
     """
     student = unwrap_model(trainer.model)
     record = getattr(student, "student_model", student).record
-    loaders = {"train": trainer.train_loader, "val": trainer.test_loader}
-    splits = {name: loader.dataset.labels for name, loader in loaders.items()}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -122,41 +124,49 @@ def provenance(trainer: Any) -> dict[str, Any]:
         }
         if trainer.distilling
         else None,
-        "data": {
-            "path": str(trainer.args.data),
-            **{k: {"images": len(v), "digest": digest_of_labels(v, trainer.data["names"])} for k, v in splits.items()},
-        },
+        "data": data_of(trainer),
     }
 
 
-def changed_since(checkpoint: str | Path, trainer: Any) -> str | None:
-    """The split of this run's data that is another one than a finished run on them had, `train` or `val`.
+def data_of(trainer: Any) -> dict[str, Any]:
+    """The data of a trainer that is set up: their path, and of both splits the number and the digests of images.
 
-    None where both are the same, where the run was not on these data or on other parts of them, and where its folder
-    does not say: what lies there is another program's, or was written by one.
+    `digest` is of the images in their order, `contents` in any.
+    """
+    names, found = trainer.data["names"], {"path": str(trainer.args.data)}
+    for split, loader in (("train", trainer.train_loader), ("val", trainer.test_loader)):
+        labels = loader.dataset.labels
+        digests = digest_of_labels(labels, names), digest_of_labels(labels, names, in_order=False)
+        found[split] = {"images": len(labels), "digest": digests[0], "contents": digests[1]}
+    return found
+
+
+def changed_since(checkpoint: str | Path, data: Mapping[str, Any], args: Any) -> list[str]:
+    """The splits of this run's data, `train` and `val`, that are others than a finished run on the same yaml had.
+
+    None of them where that run had other parts of the data, and where its folder does not say what it had.
 
     Args:
-        checkpoint: The run's `best.pt`, in its folder.
-        trainer: A `DistillationTrainer` that is set up.
+        checkpoint: The finished run's `best.pt`, in its folder.
+        data: Of this run, see `data_of`.
+        args: Of this run.
     """
-    folder = Path(checkpoint).resolve().parent.parent
-    now = {"train": trainer.train_loader, "val": trainer.test_loader}
+    folder = Path(checkpoint).parent.parent
     try:
-        then, args = _starts_of(folder / "run.json")[-1]["data"], load_yaml(folder / "args.yaml")
-        same = Path(then["path"]).resolve() == Path(trainer.args.data).resolve()
-        if not same or any(
-            args.get(key) != getattr(trainer.args, key) for key in ("classes", "single_cls", "fraction")
-        ):
-            return None
-        for split, loader in now.items():
-            labels, noted = loader.dataset.labels, then[split]
-            ordered = split == "val" or args.get("rect") == trainer.args.rect  # images lie by their shapes then
-            other = noted["digest"] != digest_of_labels(labels, trainer.data["names"]) if ordered else False
-            if other or noted["images"] != len(labels):
-                return split
-    except (OSError, ValueError, TypeError, LookupError):
-        return None
-    return None
+        then, began = _starts_of(folder / "run.json")[-1]["data"], load_yaml(folder / "args.yaml")
+        same = Path(then["path"]).resolve() == Path(data["path"]).resolve()
+        if not same or any(_part(began.get(key)) != _part(getattr(args, key)) for key in CHOOSING):
+            return []
+        return [split for split in ("train", "val") if then[split]["contents"] != data[split]["contents"]]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, RuntimeError):  # another program's, or damaged
+        return []
+
+
+def _part(value: Any) -> Any:
+    """What an argument chooses of the data: of classes, one is a list of one, in any order."""
+    if isinstance(value, bool) or not isinstance(value, int | list | tuple):
+        return value
+    return sorted(value) if isinstance(value, list | tuple) else [value]
 
 
 def write_provenance(trainer: Any) -> None:

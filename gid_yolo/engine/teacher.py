@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -148,11 +148,19 @@ def find_finished_run(name: str, data: str | Path, args: Mapping[str, Any]) -> P
 
 
 def best_finished_run(
-    name: str, data: str | Path, project: str | Path | None = None, *, single_cls: bool = False
+    name: str,
+    data: str | Path,
+    project: str | Path | None = None,
+    *,
+    single_cls: bool = False,
+    usable: Callable[[Path], bool] = lambda best: True,
 ) -> tuple[float, Path] | None:
-    """Validation mAP in percent and best.pt of the most accurate finished plain run of model `name` on `data`."""
+    """Validation mAP in percent and best.pt of the most accurate finished plain run of model `name` on `data`.
+
+    Of those whose best.pt is `usable`; the others are as `finished_runs` finds them.
+    """
     runs = []
-    for best in finished_runs(name, data, project, single_cls=single_cls):
+    for best in filter(usable, finished_runs(name, data, project, single_cls=single_cls)):
         with suppress(OSError, ValueError):  # another run's file, which may be damaged
             ap = load_yaml(best.parents[1] / "coco_metrics.json").get("mAP")  # JSON is yaml
             runs += [(float(ap), best)] if isinstance(ap, int | float) else []

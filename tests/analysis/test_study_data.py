@@ -60,3 +60,19 @@ def test_rectangles_come_in_another_order(tmp_path) -> None:
     same.check(noted(tmp_path, "b", "other order", rect=True))  # Ultralytics sorts images by their aspect ratio
     with pytest.raises(UserError, match="val images"):
         same.check(noted(tmp_path, "c", "other order", "other", rect=True))
+
+
+def test_of_runs_that_noted_it_the_order_does_not_count(tmp_path) -> None:
+    same = SameData(tmp_path)
+    for name, order, contents in (("a", "1", "c"), ("b", "2", "c"), ("c", "1", "other")):
+        run = noted(tmp_path, name, order, order)
+        file = tmp_path / name / "run.json"
+        starts = json.loads(file.read_text())
+        for split in ("train", "val"):
+            starts["starts"][-1]["data"][split]["contents"] = contents
+        file.write_text(json.dumps(starts))
+        if name == "c":
+            with pytest.raises(UserError, match="c and a beside it"):
+                same.check(run)
+        else:
+            assert same.check(run)

@@ -17,7 +17,7 @@ from ultralytics.utils import LOGGER
 
 from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import fingerprint, load_model
-from gid_yolo.engine.provenance import changed_since, commit_of, digest_of_file, digest_of_labels
+from gid_yolo.engine.provenance import changed_since, commit_of, data_of, digest_of_file, digest_of_labels
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -54,6 +54,13 @@ def test_whatever_differs_tells(other):
     assert digest_of_labels(labels("/one", **other), NAMES) != digest_of_labels(labels("/one"), NAMES)
 
 
+def test_the_order_need_not_count():
+    turned = labels("/one", files=("b/1.jpg", "a/1.jpg"))
+    digests = [digest_of_labels(x, NAMES, in_order=False) for x in (labels("/one"), turned, labels("/two"))]
+    assert len(set(digests)) == 1
+    assert digest_of_labels(labels("/one", classes=(0,)), NAMES, in_order=False) != digests[0]
+
+
 def test_names_and_no_images():
     assert digest_of_labels(labels("/one"), {0: "dog", 1: "cat"}) != digest_of_labels(labels("/one"), NAMES)
     assert digest_of_labels([], NAMES) == digest_of_labels([], NAMES)
@@ -69,10 +76,9 @@ def test_a_run_says_what_it_was_made_of(tmp_path, data, teacher):
         "sha256": hashlib.sha256(teacher.read_bytes()).hexdigest(),
         "weights": fingerprint(load_model(teacher)[0]),
     }
-    assert start["data"]["train"] == {
-        "images": 8,
-        "digest": load_model(trainer.last)[0].record["train_images"],
-    }
+    assert start["data"]["train"]["images"] == 8
+    assert start["data"]["train"]["digest"] == load_model(trainer.last)[0].record["train_images"]
+    assert start["data"] == data_of(trainer)
     assert start["data"]["val"]["images"] == 4
     assert (start["seed"], start["from_epoch"], start["processes"], start["device"]) == (3, 1, 1, "cpu")
     assert start["command"] == sys.argv
@@ -105,43 +111,57 @@ def test_a_resumed_run_adds_a_start_and_stays_repeatable(tmp_path, teacher):
 
 ONE, TWO = labels("/d", files=("1.jpg",)), labels("/d", files=("1.jpg", "2.jpg"))
 OTHER = labels("/d", classes=(0,), files=("1.jpg", "2.jpg"))
-KEPT = {"classes": None, "single_cls": False, "fraction": 1.0, "rect": True}
+KEPT = {"classes": None, "single_cls": False, "fraction": 1.0}
+
+
+def described(train, val, path="/d.yaml"):
+    splits = {"train": SimpleNamespace(labels=train), "val": SimpleNamespace(labels=val)}
+    loaders = {split: SimpleNamespace(dataset=dataset) for split, dataset in splits.items()}
+    trainer = SimpleNamespace(train_loader=loaders["train"], test_loader=loaders["val"], data={"names": NAMES})
+    return data_of(SimpleNamespace(**vars(trainer), args=SimpleNamespace(data=path)))
 
 
 def looking_back(folder, now, args, path="/d.yaml"):
-    """What a run on (train, val) says that has `args`, of one in `folder` that had two images in both and KEPT."""
-    noted = {"images": 2, "digest": digest_of_labels(TWO, NAMES)}
-    (folder / "run.json").write_text(json.dumps({"starts": [{"data": {"path": path, "train": noted, "val": noted}}]}))
+    """What changed, seen by a run on (train, val) that has `args`, since one in `folder` had two images in both."""
+    (folder / "run.json").write_text(json.dumps({"starts": [{"data": described(TWO, TWO, path)}]}))
     (folder / "args.yaml").write_text(yaml.safe_dump(KEPT))
-    train, val = (SimpleNamespace(dataset=SimpleNamespace(labels=split)) for split in now)
-    args = SimpleNamespace(data="/d.yaml", **{**KEPT, **args})
-    trainer = SimpleNamespace(train_loader=train, test_loader=val, data={"names": NAMES}, args=args)
-    return changed_since(folder / "weights" / "best.pt", trainer)
+    return changed_since(folder / "weights" / "best.pt", described(*now), SimpleNamespace(**{**KEPT, **args}))
 
 
 @pytest.mark.parametrize(
     ("now", "args", "changed"),
     [
-        ((TWO, TWO), {}, None),
-        ((OTHER, TWO), {}, "train"),
-        ((TWO, OTHER), {}, "val"),
-        ((TWO, ONE), {"rect": False}, "val"),
-        ((OTHER, TWO), {"rect": False}, None),  # in another order the digest says nothing
-        ((ONE, TWO), {"rect": False}, "train"),  # their number does
-        ((ONE, ONE), {"fraction": 0.5}, None),  # parts that were asked for
-        ((OTHER, OTHER), {"classes": [0]}, None),
+        ((TWO, TWO), {}, []),
+        ((TWO[::-1], TWO[::-1]), {}, []),  # rectangles are sorted, and equal ones as it happens
+        ((OTHER, TWO), {}, ["train"]),
+        ((TWO, OTHER), {}, ["val"]),
+        ((ONE, ONE), {}, ["train", "val"]),
+        ((ONE, ONE), {"fraction": 0.5}, []),  # parts that were asked for
+        ((OTHER, OTHER), {"classes": [0]}, []),
+        ((OTHER, OTHER), {"single_cls": True}, []),
     ],
 )
 def test_data_that_changed_since_a_run(tmp_path, now, args, changed):
     assert looking_back(tmp_path, now, args) == changed
 
 
-def test_of_other_data_or_an_unknown_run_nothing_is_said(tmp_path):
-    assert looking_back(tmp_path, (ONE, ONE), {}, path="/e.yaml") is None
-    (tmp_path / "run.json").write_text('{"starts": []}')
-    assert changed_since(tmp_path / "weights" / "best.pt", SimpleNamespace(train_loader=None, test_loader=None)) is None
-    (tmp_path / "run.json").unlink()
-    assert changed_since(tmp_path / "weights" / "best.pt", SimpleNamespace(train_loader=None, test_loader=None)) is None
+def test_one_class_is_a_list_of_one(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"starts": [{"data": described(TWO, TWO)}]}))
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump({**KEPT, "classes": 0}))
+    for classes, changed in ([0], ["val"]), ([1], []), ([0, 1], []):
+        args = SimpleNamespace(**{**KEPT, "classes": classes})
+        assert changed_since(tmp_path / "weights" / "best.pt", described(TWO, OTHER), args) == changed
+
+
+@pytest.mark.parametrize("contents", ["", "[]", '{"starts": []}', '{"starts": [{"data": 1}]}', "[" * 100_000])
+def test_of_other_data_or_an_unknown_run_nothing_is_said(tmp_path, contents):
+    assert looking_back(tmp_path, (ONE, ONE), {}, path="/e.yaml") == []
+    for name in ("run.json", "args.yaml"):
+        looking_back(tmp_path, (ONE, ONE), {})
+        (tmp_path / name).write_text(contents)
+        assert changed_since(tmp_path / "weights" / "best.pt", described(ONE, ONE), SimpleNamespace(**KEPT)) == []
+        (tmp_path / name).unlink()
+        assert changed_since(tmp_path / "weights" / "best.pt", described(ONE, ONE), SimpleNamespace(**KEPT)) == []
 
 
 def test_a_teacher_of_data_that_changed_is_said(tmp_path, monkeypatch):
@@ -152,16 +172,26 @@ def test_a_teacher_of_data_that_changed_is_said(tmp_path, monkeypatch):
     plain.train()
     said = []
     monkeypatch.setattr(LOGGER, "warning", lambda text, *args, **kwargs: said.append(str(text)))
-    distilled = {**FAST, "model": "retina_nano", "data": str(data), "teacher": str(plain.best)}
+    distilled = {
+        **FAST,
+        "model": "retina_nano",
+        "data": str(data),
+        "teacher": str(plain.best),
+        "project": str(tmp_path),
+    }
     train_one_epoch(GIDTrainer(overrides={**distilled, "save_dir": str(tmp_path / "same")}))
     assert not any("than when teacher=" in text for text in said)
+    assert any("has little to teach" in text for text in said)  # it is the student's plain run itself
+    said.clear()
     image, label = (
         tmp_path / "data" / kind / "val" / f"0.{end}" for kind, end in (("images", "png"), ("labels", "txt"))
     )
     image.rename(tmp_path / "data" / "images" / "train" / "9.png")
     label.rename(tmp_path / "data" / "labels" / "train" / "9.txt")
     train_one_epoch(GIDTrainer(overrides={**distilled, "save_dir": str(tmp_path / "other")}))
-    assert any("has other train images, boxes or classes than when teacher=" in text for text in said)
+    assert any("has other train and val images, boxes or classes than when teacher=" in text for text in said)
+    assert any("images that now measure it" in text for text in said)
+    assert not any("has little to teach" in text for text in said)  # that run was measured on other images
 
 
 def test_commits_of_folders(tmp_path):

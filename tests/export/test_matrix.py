@@ -12,6 +12,7 @@ import gid_yolo.export.matrix as matrix
 from gid_yolo.errors import UserError
 from gid_yolo.export.benchmark import benchmark
 from gid_yolo.export.evaluate import image_sizes
+from gid_yolo.export.example_images import EXAMPLES
 from gid_yolo.export.memory import peak_memory
 
 
@@ -60,7 +61,7 @@ def test_accuracy_is_of_the_size_and_precision(report):
 
 
 def test_examples_are_of_the_split(report):
-    assert len(report.examples) == matrix.EXAMPLES
+    assert len(report.examples) == EXAMPLES
     for example in report.examples:
         assert set(example.detections) == {"distilled"}
         assert example.image.ndim == 3
