@@ -133,7 +133,7 @@ def data_of(trainer: Any) -> dict[str, Any]:
 
     `digest` is of the images in their order, `contents` in any.
     """
-    names, found = trainer.data["names"], {"path": str(trainer.args.data)}
+    names, found = trainer.data["names"], dict[str, Any](path=str(trainer.args.data))
     for split, loader in (("train", trainer.train_loader), ("val", trainer.test_loader)):
         labels = loader.dataset.labels
         digests = digest_of_labels(labels, names), digest_of_labels(labels, names, in_order=False)
