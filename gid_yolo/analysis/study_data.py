@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gid_yolo.analysis.study_plan import Run
-from gid_yolo.engine.provenance import CHOOSING
+from gid_yolo.engine.provenance import CHOOSING, same_images
 from gid_yolo.errors import UserError
 
 _CHOOSING = ("data", *CHOOSING)  # what a row may have otherwise, and so see others
-_ORDERING = ("rect",)  # in which training images lie, and were noted before there was a digest without order
 
 
 class SameData:
@@ -23,7 +22,7 @@ class SameData:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._seen: dict[str, tuple[str, str]] = {}  # by what chooses the data: a digest, and the run that had it first
+        self._seen: dict[str, list[tuple[dict[str, Any], Run]]] = {}  # by what chooses the data, the runs that had them
 
     def starts(self, run: Run) -> int:
         """How often a run was started, as far as it noted its data."""
@@ -41,21 +40,22 @@ class SameData:
         """
         noted = self._noted(run)
         try:
-            digests = {split: self._digest(noted[-1]["data"][split]) for split in ("train", "val")}
-        except (LookupError, TypeError):
+            data = {split: dict(noted[-1]["data"][split]) for split in ("train", "val")}
+            known = all("digest" in split for split in data.values())
+        except (LookupError, TypeError, ValueError):
             return False
-        if len(noted) <= after:
+        if not known or len(noted) <= after:
             return False
-        for split, (kind, digest) in digests.items():
-            telling = (*_CHOOSING, *_ORDERING) if (kind, split) == ("digest", "train") else _CHOOSING
-            key = json.dumps([split, kind, {name: run.args.get(name) for name in telling}], default=str)
-            before, other = self._seen.setdefault(key, (digest, run.name))
-            if before != digest:
-                raise UserError(
-                    f"{self.folder / run.name} and {other} beside it were trained on other {split} images, boxes or "
-                    f"classes, though both on data={run.args.get('data')}, so they cannot be compared: put the data "
-                    "back, remove the runs of the old ones, or give another project=."
-                )
+        seen = self._seen.setdefault(json.dumps({key: run.args.get(key) for key in _CHOOSING}, default=str), [])
+        for before, other in seen:
+            for split in data:
+                if _comparable(split, before, data, other, run) and not same_images(before[split], data[split]):
+                    raise UserError(
+                        f"{self.folder / run.name} and {other.name} beside it were trained on other {split} images, "
+                        f"boxes or classes, though both on data={run.args.get('data')}, so they cannot be compared: "
+                        "put the data back, remove the runs of the old ones, or give another project=."
+                    )
+        seen.append((data, run))
         return True
 
     def _noted(self, run: Run) -> list[Any]:
@@ -64,8 +64,8 @@ class SameData:
         except (OSError, ValueError, LookupError, TypeError):
             return []
 
-    @staticmethod
-    def _digest(split: dict[str, Any]) -> tuple[str, str]:
-        """What a split is told by, and its kind: without the images' order where that was noted."""
-        kind = "contents" if "contents" in split else "digest"
-        return kind, split[kind]
+
+def _comparable(split: str, one: dict[str, Any], other: dict[str, Any], first: Run, second: Run) -> bool:
+    """Whether two entries can tell: older ones count the images' order, which of training images `rect` decides."""
+    unordered = "contents" in one[split] and "contents" in other[split]
+    return unordered or split == "val" or first.args.get("rect") == second.args.get("rect")

@@ -134,12 +134,8 @@ def _teacher_rows(trainer: DistillationTrainer, model: TeacherStudentModel) -> l
         accuracy = "NOT MEASURED: no object of a class that it knows"
     elif warning := _too_weak(trainer, columns["mAP"], data):
         LOGGER.warning(warning)
-    if changed := changed_since(args.teacher, data, args):
-        seen = ": it may have been trained on images that now measure it and the student" if "val" in changed else ""
-        LOGGER.warning(
-            f"data={args.data} has other {' and '.join(changed)} images, boxes or classes than when "
-            f"teacher={args.teacher} was trained on it{seen}; train it again where that matters."
-        )
+    if warning := _of_other_data(args, data):
+        LOGGER.warning(warning)
     classes = (
         f"{teacher.nc} classes, the student's" if model.shared is None else _mapping(teacher, student, model.shared)
     )
@@ -171,6 +167,18 @@ def _too_weak(trainer: DistillationTrainer, ap: float, data: Mapping[str, Any]) 
         f"teacher={trainer.args.teacher} reaches mAP {ap:.1f}, and a plain run of this student {found[0]:.1f} "
         f"({found[1]}): a teacher that is not at least {LEAD:g} ahead has little to teach and may hold a student back; "
         "train the teacher longer, take a larger one, or let it go earlier by distill_until=."
+    )
+
+
+def _of_other_data(args: Any, data: Mapping[str, Any]) -> str | None:
+    """What to say where `data` were others when the teacher was trained on them."""
+    changed = changed_since(args.teacher, data, args)
+    if not changed:
+        return None
+    seen = ": it may have been trained on images that now measure it and the student" if "val" in changed else ""
+    return (
+        f"data={args.data} has other {' and '.join(changed)} images, boxes or classes than when "
+        f"teacher={args.teacher} was trained on it{seen}; train it again where that matters."
     )
 
 

@@ -155,18 +155,25 @@ def changed_since(checkpoint: str | Path, data: Mapping[str, Any], args: Any) ->
     try:
         then, began = _starts_of(folder / "run.json")[-1]["data"], load_yaml(folder / "args.yaml")
         same = Path(then["path"]).resolve() == Path(data["path"]).resolve()
-        if not same or any(_part(began.get(key)) != _part(getattr(args, key)) for key in CHOOSING):
+        if not same or _part(began) != _part(vars(args)):
             return []
         return [split for split in ("train", "val") if then[split]["contents"] != data[split]["contents"]]
     except (OSError, ValueError, TypeError, LookupError, RecursionError, RuntimeError):  # another program's, or damaged
         return []
 
 
-def _part(value: Any) -> Any:
-    """What an argument chooses of the data: of classes, one is a list of one, in any order."""
-    if isinstance(value, bool) or not isinstance(value, int | list | tuple):
-        return value
-    return sorted(value) if isinstance(value, list | tuple) else [value]
+def _part(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's arguments choose of its data; of classes, one is a list of one, and their order says nothing."""
+    chosen = {key: args.get(key) for key in CHOOSING}
+    if (classes := chosen["classes"]) is not None:
+        chosen["classes"] = sorted(classes) if isinstance(classes, list | tuple) else [classes]
+    return chosen
+
+
+def same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two entries of a split, see `data_of`, are of the same images; of older ones, in the same order."""
+    kind = "contents" if "contents" in one and "contents" in other else "digest"
+    return bool(one[kind] == other[kind])
 
 
 def write_provenance(trainer: Any) -> None:
@@ -176,7 +183,7 @@ def write_provenance(trainer: Any) -> None:
     """
     path, arguments = trainer.save_dir / "run.json", trainer.save_dir / "args.yaml"
     now, starts = provenance(trainer), (read_or_set_aside(path, _starts_of) if trainer.resume else None) or []
-    if starts and starts[-1]["data"]["val"] != now["data"]["val"]:
+    if starts and not same_images(starts[-1]["data"]["val"], now["data"]["val"]):
         LOGGER.warning(
             f"data={trainer.args.data} has other validation images, boxes or classes than before this resumption: "
             "best.pt and results.csv compare figures of both."

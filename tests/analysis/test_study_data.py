@@ -76,3 +76,19 @@ def test_of_runs_that_noted_it_the_order_does_not_count(tmp_path) -> None:
                 same.check(run)
         else:
             assert same.check(run)
+
+
+def test_a_run_that_did_not_note_it_is_compared_in_its_order(tmp_path) -> None:
+    same = SameData(tmp_path)
+    same.check(noted(tmp_path, "old"))
+    for name, order in (("new", "t"), ("other", "changed")):
+        run = noted(tmp_path, name, order)
+        file = tmp_path / name / "run.json"
+        starts = json.loads(file.read_text())
+        starts["starts"][-1]["data"]["train"]["contents"] = "c"
+        file.write_text(json.dumps(starts))
+        if name == "new":
+            assert same.check(run)
+        else:
+            with pytest.raises(UserError, match="other and old beside it were trained on other train"):
+                same.check(run)

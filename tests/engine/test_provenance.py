@@ -17,7 +17,7 @@ from ultralytics.utils import LOGGER
 
 from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import fingerprint, load_model
-from gid_yolo.engine.provenance import changed_since, commit_of, data_of, digest_of_file, digest_of_labels
+from gid_yolo.engine.provenance import changed_since, commit_of, data_of, digest_of_file, digest_of_labels, same_images
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -115,10 +115,9 @@ KEPT = {"classes": None, "single_cls": False, "fraction": 1.0}
 
 
 def described(train, val, path="/d.yaml"):
-    splits = {"train": SimpleNamespace(labels=train), "val": SimpleNamespace(labels=val)}
-    loaders = {split: SimpleNamespace(dataset=dataset) for split, dataset in splits.items()}
-    trainer = SimpleNamespace(train_loader=loaders["train"], test_loader=loaders["val"], data={"names": NAMES})
-    return data_of(SimpleNamespace(**vars(trainer), args=SimpleNamespace(data=path)))
+    train, val = (SimpleNamespace(dataset=SimpleNamespace(labels=split)) for split in (train, val))
+    args = SimpleNamespace(data=path)
+    return data_of(SimpleNamespace(train_loader=train, test_loader=val, data={"names": NAMES}, args=args))
 
 
 def looking_back(folder, now, args, path="/d.yaml"):
@@ -136,6 +135,7 @@ def looking_back(folder, now, args, path="/d.yaml"):
         ((OTHER, TWO), {}, ["train"]),
         ((TWO, OTHER), {}, ["val"]),
         ((ONE, ONE), {}, ["train", "val"]),
+        ((ONE, TWO), {"fraction": 1}, ["train"]),
         ((ONE, ONE), {"fraction": 0.5}, []),  # parts that were asked for
         ((OTHER, OTHER), {"classes": [0]}, []),
         ((OTHER, OTHER), {"single_cls": True}, []),
@@ -162,6 +162,15 @@ def test_of_other_data_or_an_unknown_run_nothing_is_said(tmp_path, contents):
         assert changed_since(tmp_path / "weights" / "best.pt", described(ONE, ONE), SimpleNamespace(**KEPT)) == []
         (tmp_path / name).unlink()
         assert changed_since(tmp_path / "weights" / "best.pt", described(ONE, ONE), SimpleNamespace(**KEPT)) == []
+
+
+def test_older_entries_are_compared_in_their_order():
+    new, turned, other = described(TWO, TWO)["val"], described(ONE, TWO[::-1])["val"], described(TWO, OTHER)["val"]
+    old = {key: new[key] for key in ("images", "digest")}
+    assert same_images(old, new)
+    assert same_images(new, turned)
+    assert not same_images(old, turned)
+    assert not same_images(new, other)
 
 
 def test_a_teacher_of_data_that_changed_is_said(tmp_path, monkeypatch):
