@@ -81,7 +81,8 @@ def budget_notes(model: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[
 def _compared(model: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
     """What decides: of the data their contents where both records have them, and not where they lay."""
     known = set(model) & set(baseline) | set(_ABSENT)
-    needed = ["train_images" if key == "data" and "train_images" in known else key for key in _NEEDED]
+    contents = next((key for key in ("train_contents", "train_images") if key in known), "data")  # from the newest on
+    needed = [contents if key == "data" else key for key in _NEEDED]
     return [*needed, *(key for key in _WHERE_KNOWN if key in known)]
 
 

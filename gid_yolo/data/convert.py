@@ -22,6 +22,7 @@ from gid_yolo.data.cache import DATA_YAML, cache_dir, write_once
 from gid_yolo.errors import UserError
 
 SPLITS = ("train", "val", "test")
+CONVERTED_FROM = "converted_from"  # key of a converted set's yaml: what `data=` named, which may have changed since
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 LOGGER = logging.getLogger("gid_yolo")
@@ -193,6 +194,7 @@ def _write(folder: Path, found: Annotations, data: Path) -> None:
         **{split: f"images/{split}" for split in found.splits},
         **found.others,
         "names": dict(enumerate(found.names)),
+        CONVERTED_FROM: str(data),
     }
     (folder / DATA_YAML).write_text(yaml.safe_dump(contents, sort_keys=False, allow_unicode=True), encoding="utf-8")
     counts = ", ".join(f"{len(images)} {split}" for split, images in found.splits.items())

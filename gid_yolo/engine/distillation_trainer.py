@@ -32,7 +32,7 @@ from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
 from gid_yolo.engine.named_data import check_class_count, check_named, check_program
 from gid_yolo.engine.origin import told_origin
 from gid_yolo.engine.place import Start, check_place, undone_if_refused
-from gid_yolo.engine.provenance import digest_of_labels, write_provenance
+from gid_yolo.engine.provenance import check_goes_on, split_of, write_provenance
 from gid_yolo.engine.safe_load import check_file, safely
 from gid_yolo.engine.schedule import override
 from gid_yolo.engine.teacher import share_classes
@@ -174,16 +174,13 @@ class DistillationTrainer(WatchedTrainer):
                 "lies beside images/ and that its files are not empty."
             )
         # With iterations= the epochs are known only now; with too little memory Ultralytics comes back, batch halved
-        digest = digest_of_labels(self.train_loader.dataset.labels, self.data["names"])
-        if (before := self.model_record.get("train_images")) not in (None, digest):
-            raise UserError(
-                f"data={self.args.data} has not the training images, boxes or classes that this run began with (digest "
-                f"{digest}, then {before}): put them back, or start a new run."
-            )
+        now = split_of(self.train_loader.dataset.labels, self.data["names"])
+        check_goes_on(self.model_record, now, self.args.data)
         if not self.model_record:
             model = unwrap_model(self.model)
             record = getattr(model, "student_model", model).record
-            record.update(epochs=self.epochs, batch=self.args.batch, train_images=digest)
+            record.update(epochs=self.epochs, batch=self.args.batch)
+            record.update(train_images=now["digest"], train_contents=now["contents"])
 
     # Model ------------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER, ops
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
+from gid_yolo.data.convert import CONVERTED_FROM
 from gid_yolo.distill.gid import GIDLoss
 from gid_yolo.distill.types import GROUND_TRUTH
 from gid_yolo.engine.classes import SharedClasses
@@ -177,8 +178,8 @@ def _of_other_data(args: Any, data: Mapping[str, Any]) -> str | None:
         return None
     seen = ": it may have been trained on images that now measure it and the student" if "val" in changed else ""
     return (
-        f"data={args.data} has other {' and '.join(changed)} images, boxes or classes than when "
-        f"teacher={args.teacher} was trained on it{seen}; train it again where that matters."
+        f"data={data.get(CONVERTED_FROM, args.data)} has other {' and '.join(changed)} images, boxes or classes than "
+        f"when teacher={args.teacher} was trained on it{seen}; train it again where that matters."
     )
 
 

@@ -22,8 +22,10 @@ from ultralytics.utils.torch_utils import get_cpu_info, get_gpu_info, unwrap_mod
 
 from gid_yolo._version import __version__
 from gid_yolo.cfg import load_yaml
+from gid_yolo.data.convert import CONVERTED_FROM
 from gid_yolo.engine.rebuild import plain
 from gid_yolo.engine.side_files import read_or_set_aside
+from gid_yolo.errors import UserError
 from gid_yolo.files import replaced
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "timm", "numpy", "opencv-python", "pycocotools")
@@ -131,18 +133,24 @@ def provenance(trainer: Any) -> dict[str, Any]:
 def data_of(trainer: Any) -> dict[str, Any]:
     """The data of a trainer that is set up: their path, and of both splits the number and the digests of images.
 
-    `digest` is of the images in their order, `contents` in any.
+    See `split_of`. The path of a converted set changes with its images: it has also what it was converted from.
     """
     names, found = trainer.data["names"], dict[str, Any](path=str(trainer.args.data))
+    if source := trainer.data.get(CONVERTED_FROM):
+        found[CONVERTED_FROM] = str(source)
     for split, loader in (("train", trainer.train_loader), ("val", trainer.test_loader)):
-        labels = loader.dataset.labels
-        digests = digest_of_labels(labels, names), digest_of_labels(labels, names, in_order=False)
-        found[split] = {"images": len(labels), "digest": digests[0], "contents": digests[1]}
+        found[split] = split_of(loader.dataset.labels, names)
     return found
 
 
+def split_of(labels: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> dict[str, Any]:
+    """The number of images of a split and their digests, see `digest_of_labels`: in their order, and in any."""
+    digests = digest_of_labels(labels, names), digest_of_labels(labels, names, in_order=False)
+    return {"images": len(labels), "digest": digests[0], "contents": digests[1]}
+
+
 def changed_since(checkpoint: str | Path, data: Mapping[str, Any], args: Any) -> list[str]:
-    """The splits of this run's data, `train` and `val`, that are others than a finished run on the same yaml had.
+    """The splits of this run's data, `train` and `val`, that are others than a finished run on the same `data=` had.
 
     None of them where that run had other parts of the data, and where its folder does not say what it had.
 
@@ -154,12 +162,16 @@ def changed_since(checkpoint: str | Path, data: Mapping[str, Any], args: Any) ->
     folder = Path(checkpoint).parent.parent
     try:
         then, began = _starts_of(folder / "run.json")[-1]["data"], load_yaml(folder / "args.yaml")
-        same = Path(then["path"]).resolve() == Path(data["path"]).resolve()
-        if not same or _part(began) != _part(vars(args)):
+        if _source(then) != _source(data) or _part(began) != _part(vars(args)):
             return []
         return [split for split in ("train", "val") if then[split]["contents"] != data[split]["contents"]]
     except (OSError, ValueError, TypeError, LookupError, RecursionError, RuntimeError):  # another program's, or damaged
         return []
+
+
+def _source(data: Mapping[str, Any]) -> Path:
+    """What the user gave as `data=`."""
+    return Path(data.get(CONVERTED_FROM) or data["path"]).resolve()
 
 
 def _part(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,6 +186,30 @@ def same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two entries of a split, see `data_of`, are of the same images; of older ones, in the same order."""
     kind = "contents" if "contents" in one and "contents" in other else "digest"
     return bool(one[kind] == other[kind])
+
+
+def check_goes_on(record: Mapping[str, Any], now: Mapping[str, Any], data: Any) -> None:
+    """Refuse training images that are not those that a resumed run began with; say where they are in another order.
+
+    Args:
+        record: Of the run; one of an older version has no `train_contents`.
+        now: The images, see `split_of`.
+        data: Their yaml.
+    """
+    noted = {"digest": record.get("train_images"), "contents": record.get("train_contents")}
+    before = {key: value for key, value in noted.items() if value is not None}
+    if "digest" not in before:
+        return
+    if not same_images(before, now):
+        raise UserError(
+            f"data={data} has not the training images, boxes or classes that this run began with (digest "
+            f"{now['digest']}, then {before['digest']}): put them back, or start a new run."
+        )
+    if before["digest"] != now["digest"]:
+        LOGGER.warning(
+            f"data={data} has the training images in another order than when this run began: it goes on, but not to "
+            "the very weights that it would have had without the interruption."
+        )
 
 
 def write_provenance(trainer: Any) -> None:

@@ -17,7 +17,16 @@ from ultralytics.utils import LOGGER
 
 from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import fingerprint, load_model
-from gid_yolo.engine.provenance import changed_since, commit_of, data_of, digest_of_file, digest_of_labels, same_images
+from gid_yolo.engine.provenance import (
+    changed_since,
+    check_goes_on,
+    commit_of,
+    data_of,
+    digest_of_file,
+    digest_of_labels,
+    same_images,
+    split_of,
+)
 from gid_yolo.engine.trainer import GIDTrainer
 from gid_yolo.errors import UserError
 
@@ -77,7 +86,8 @@ def test_a_run_says_what_it_was_made_of(tmp_path, data, teacher):
         "weights": fingerprint(load_model(teacher)[0]),
     }
     assert start["data"]["train"]["images"] == 8
-    assert start["data"]["train"]["digest"] == load_model(trainer.last)[0].record["train_images"]
+    record, split = load_model(trainer.last)[0].record, start["data"]["train"]
+    assert (record["train_images"], record["train_contents"]) == (split["digest"], split["contents"])
     assert start["data"] == data_of(trainer)
     assert start["data"]["val"]["images"] == 4
     assert (start["seed"], start["from_epoch"], start["processes"], start["device"]) == (3, 1, 1, "cpu")
@@ -114,10 +124,10 @@ OTHER = labels("/d", classes=(0,), files=("1.jpg", "2.jpg"))
 KEPT = {"classes": None, "single_cls": False, "fraction": 1.0}
 
 
-def described(train, val, path="/d.yaml"):
+def described(train, val, path="/d.yaml", **more):
     train, val = (SimpleNamespace(dataset=SimpleNamespace(labels=split)) for split in (train, val))
     args = SimpleNamespace(data=path)
-    return data_of(SimpleNamespace(train_loader=train, test_loader=val, data={"names": NAMES}, args=args))
+    return data_of(SimpleNamespace(train_loader=train, test_loader=val, data={"names": NAMES, **more}, args=args))
 
 
 def looking_back(folder, now, args, path="/d.yaml"):
@@ -162,6 +172,32 @@ def test_of_other_data_or_an_unknown_run_nothing_is_said(tmp_path, contents):
         assert changed_since(tmp_path / "weights" / "best.pt", described(ONE, ONE), SimpleNamespace(**KEPT)) == []
         (tmp_path / name).unlink()
         assert changed_since(tmp_path / "weights" / "best.pt", described(ONE, ONE), SimpleNamespace(**KEPT)) == []
+
+
+def test_a_run_goes_on_with_its_images_in_another_order(monkeypatch):
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", lambda text: said.append(text))
+    one, turned, other = (split_of(images, NAMES) for images in (TWO, TWO[::-1], OTHER))
+    older = {"train_images": one["digest"]}
+    record = {**older, "train_contents": one["contents"]}
+    for before in record, older, {}:
+        check_goes_on(before, one, "d.yaml")
+    assert not said
+    check_goes_on(record, turned, "d.yaml")
+    assert ["d.yaml has the training images in another order" in text for text in said] == [True]
+    for before, now in ((record, other), (older, turned)):  # of the older one the order alone is known
+        with pytest.raises(UserError, match=r"d.yaml has not the training images, boxes or classes .* \(digest "):
+            check_goes_on(before, now, "d.yaml")
+
+
+def test_a_converted_set_is_known_by_what_it_was_made_of(tmp_path):
+    """Its own path has a digest of its files."""
+    then = described(TWO, TWO, "/cache/d-1/data.yaml", converted_from="/d")
+    (tmp_path / "run.json").write_text(json.dumps({"starts": [{"data": then}]}))
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump(KEPT))
+    for source, changed in ("/d", ["val"]), ("/e", []):
+        now = described(TWO, OTHER, "/cache/d-2/data.yaml", converted_from=source)
+        assert changed_since(tmp_path / "weights" / "best.pt", now, SimpleNamespace(**KEPT)) == changed
 
 
 def test_older_entries_are_compared_in_their_order():

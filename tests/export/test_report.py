@@ -302,7 +302,10 @@ def test_data_are_compared_by_what_they_hold():
     moved = {"data": "b.yaml", "train_images": "0123"}
     assert comparable(DISTILLED | moved, RECORD | {"train_images": "0123"})
     assert not comparable(DISTILLED | {"train_images": "0124"}, RECORD | {"train_images": "0123"})  # under one name
-    assert not comparable(DISTILLED | moved, RECORD)  # an older record
+    turned = {"train_images": "3210", "train_contents": "abcd"}  # in another order
+    assert comparable(DISTILLED | moved | turned, RECORD | {"train_images": "0123", "train_contents": "abcd"})
+    assert not comparable(DISTILLED | moved | turned, RECORD | {"train_images": "0123"})  # of an older version
+    assert not comparable(DISTILLED | moved, RECORD)  # and of one before
 
 
 def test_runs_that_ended_early_are_told():
