@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from gid_yolo.engine.data_set import resolve_data
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.engine.device import check_device
 from gid_yolo.engine.distillation import check_named_teacher
+from gid_yolo.engine.foreign import SUFFIXES
 from gid_yolo.engine.idle import tell_idle
 from gid_yolo.engine.modes import check_use, with_defaults
 from gid_yolo.engine.named_data import check_named
+from gid_yolo.engine.origin import check_kind
 from gid_yolo.engine.place import check_place
 from gid_yolo.engine.predictor import GIDPredictor
 from gid_yolo.engine.recipe import expand
@@ -175,7 +178,14 @@ class GID(Model):
         check_named_teacher(merged, family)
         tell_idle(given, merged, defaults)
         if isinstance(args.get("pretrained"), str | Path):  # which Ultralytics opens
-            load_model(args["pretrained"], "pretrained", args["trust"])
+            weights, _ = load_model(args["pretrained"], "pretrained", args["trust"])
+            if self.ckpt:  # else the trainer looks, and opens what Ultralytics does not
+                check_kind(weights, family, args["pretrained"])
+                if Path(args["pretrained"]).suffix.lower() in SUFFIXES:
+                    raise UserError(
+                        f"pretrained={args['pretrained']} holds another library's weights, which a model that is a "
+                        "checkpoint itself does not begin with: give them as model=, or a model's name beside them."
+                    )
 
     def val(self, validator: Any = None, **kwargs: Any) -> Any:
         """Validate: Ultralytics' metrics, and the paper's ten columns as a row and as `coco_metrics.json`.
@@ -212,7 +222,7 @@ class GID(Model):
             args={**self.overrides, "rect": True, **kwargs, "mode": "val"}, _callbacks=self.callbacks
         )
         with safely(self.trust):
-            made(model=model)
+            made(model=deepcopy(model) if model is self.model and trained else model)  # it is fused for inference
         self.metrics, self.columns = made.metrics, made.columns
         return made.metrics
 

@@ -30,7 +30,7 @@ from gid_yolo.engine.first_step import FirstStep
 from gid_yolo.engine.gradients import GradientStatistics
 from gid_yolo.engine.instance_counts import InstanceCounts, draw_counts
 from gid_yolo.engine.named_data import check_class_count, check_named, check_program
-from gid_yolo.engine.origin import told_origin
+from gid_yolo.engine.origin import check_kind, told_origin
 from gid_yolo.engine.place import Start, check_place, undone_if_refused
 from gid_yolo.engine.provenance import check_goes_on, split_of, write_provenance
 from gid_yolo.engine.safe_load import check_file, safely
@@ -39,7 +39,6 @@ from gid_yolo.engine.teacher import share_classes
 from gid_yolo.engine.teacher_student import PRECISIONS, TeacherStudentModel, check_precision
 from gid_yolo.engine.unusable import check_class_names, reason_of
 from gid_yolo.engine.validator import GIDValidator
-from gid_yolo.engine.views import distillable
 from gid_yolo.engine.watched_trainer import WatchedTrainer
 from gid_yolo.errors import UserError
 
@@ -174,10 +173,12 @@ class DistillationTrainer(WatchedTrainer):
                 "lies beside images/ and that its files are not empty."
             )
         # With iterations= the epochs are known only now; with too little memory Ultralytics comes back, batch halved
-        now = split_of(self.train_loader.dataset.labels, self.data["names"])
+        self.train_split = now = split_of(self.train_loader.dataset.labels, self.data["names"])
         check_goes_on(self.model_record, now, self.args.data)
-        if not self.model_record:
-            model = unwrap_model(self.model)
+        if self.model_record:
+            return
+        trained = [unwrap_model(self.model), *([self.ema.ema] if self.ema else [])]  # the average is what is kept
+        for model in trained:
             record = getattr(model, "student_model", model).record
             record.update(epochs=self.epochs, batch=self.args.batch)
             record.update(train_images=now["digest"], train_contents=now["contents"])
@@ -215,23 +216,11 @@ class DistillationTrainer(WatchedTrainer):
         if not self.resume:
             if isinstance(self.args.pretrained, str | Path):
                 weights, _ = load_model(self.args.pretrained, "pretrained", self.trust)
-                self._check_pretrained(weights, cfg)
+                check_kind(weights, self.family_of(cfg), self.args.pretrained)
             elif self.args.pretrained is False:
                 weights = None
         self.model = self.get_model(cfg=cfg, weights=weights, verbose=RANK in {-1, 0})
         return ckpt
-
-    def _check_pretrained(self, weights: Any, cfg: Any) -> None:
-        """Refuse weights that a model of `cfg` would take nothing of.
-
-        Raises:
-            UserError: Another kind of detector.
-        """
-        other = distillable(weights).family
-        if other != (own := self.family_of(cfg)):
-            raise UserError(
-                f"pretrained={self.args.pretrained} is a {other} and the model a {own}: give weights of its own kind."
-            )
 
     @staticmethod
     def family_of(cfg: Any) -> str:

@@ -8,6 +8,9 @@ from typing import Any
 from torch import nn
 from ultralytics.utils import LOGGER, RANK
 
+from gid_yolo.engine.views import distillable
+from gid_yolo.errors import UserError
+
 _PART = re.compile(r"^\d+ of \d+ tensors ")
 
 
@@ -22,6 +25,16 @@ def note_origin(weights: nn.Module, model: nn.Module) -> None:
     model.taken = held, total = shared_tensors(weights, model)  # type: ignore[assignment]
     if held < total / 2 and RANK in {-1, 0}:
         LOGGER.warning(f"ONLY {held} OF {total} TENSORS COME FROM THE CHECKPOINT: it is of another model.")
+
+
+def check_kind(weights: Any, family: str, pretrained: Any) -> None:
+    """Refuse weights, `pretrained=`, that a model of another kind would take nothing of, or not know how to open.
+
+    Raises:
+        UserError: Another kind of detector.
+    """
+    if (other := distillable(weights).family) != family:
+        raise UserError(f"pretrained={pretrained} is a {other} and the model a {family}: give weights of its own kind.")
 
 
 def told_origin(model: Any) -> str:

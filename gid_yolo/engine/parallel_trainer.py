@@ -44,7 +44,6 @@ class ParallelTrainer(DetectionTrainer):
             self.start = None  # the processes that this one launches have the folder, or another run took it meanwhile
         if self.start:
             self.add_callback("on_train_start", self.start.begin)
-        self.add_callback("on_model_save", self._note_save)
         if LOCAL_RANK == -1:
             return
         _end_with_a_sentence()
@@ -78,9 +77,6 @@ class ParallelTrainer(DetectionTrainer):
                 ) from error
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(self._what_is_left()) from None
-
-    def _note_save(self, _: Any) -> None:
-        self.saved = True
 
     def _what_is_left(self) -> str:
         """How a run goes on that was stopped by hand."""

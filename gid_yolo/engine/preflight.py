@@ -256,28 +256,27 @@ def teacher_columns(trainer: DistillationTrainer, model: TeacherStudentModel) ->
         student_class[of_teacher] = of_student
         known = torch.zeros_like(known).index_fill(0, of_student, True)
     reduced = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp  # as Ultralytics' loop
-    with torch.random.fork_rng():  # a distilled run must draw the same numbers as a plain one
-        for batch in trainer.test_loader:
-            batch = validator.preprocess(batch)
-            # As it will teach: in its own precision, or in the one that the student is trained in
-            with autocast(reduced, device=device.type), model.in_precision(device):
-                detections = teacher.detections(batch["img"].float())
-            found = validator.postprocess(detections.float())
-            for i, pred in enumerate(found):
-                truth = validator._prepare_batch(i, batch)
-                labels = student_class[pred["cls"].long()]
-                kept, wanted = labels >= 0, known[truth["cls"].long()]
-                shape = truth["imgsz"], truth["ori_shape"], truth["ratio_pad"]
-                arrays = (
-                    ops.scale_boxes(shape[0], truth["bboxes"][wanted].clone(), shape[1], ratio_pad=shape[2]),
-                    truth["cls"][wanted],
-                    ops.scale_boxes(shape[0], pred["bboxes"][kept].clone(), shape[1], ratio_pad=shape[2]),
-                    pred["conf"][kept],
-                    labels[kept],
-                )
-                accumulator.add(*(x.float().cpu().numpy() for x in arrays))
-            if accumulator.count >= trainer.args.teacher_sample:
-                break
+    for batch in trainer.test_loader:
+        batch = validator.preprocess(batch)
+        # As it will teach: in its own precision, or in the one that the student is trained in
+        with autocast(reduced, device=device.type), model.in_precision(device):
+            detections = teacher.detections(batch["img"].float())
+        found = validator.postprocess(detections.float())
+        for i, pred in enumerate(found):
+            truth = validator._prepare_batch(i, batch)
+            labels = student_class[pred["cls"].long()]
+            kept, wanted = labels >= 0, known[truth["cls"].long()]
+            shape = truth["imgsz"], truth["ori_shape"], truth["ratio_pad"]
+            arrays = (
+                ops.scale_boxes(shape[0], truth["bboxes"][wanted].clone(), shape[1], ratio_pad=shape[2]),
+                truth["cls"][wanted],
+                ops.scale_boxes(shape[0], pred["bboxes"][kept].clone(), shape[1], ratio_pad=shape[2]),
+                pred["conf"][kept],
+                labels[kept],
+            )
+            accumulator.add(*(x.float().cpu().numpy() for x in arrays))
+        if accumulator.count >= trainer.args.teacher_sample:
+            break
     validator.args = given
     if hasattr(trainer.test_loader, "reset"):
         trainer.test_loader.reset()  # its workers would go on in the middle of the set

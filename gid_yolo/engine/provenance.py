@@ -138,9 +138,7 @@ def data_of(trainer: Any) -> dict[str, Any]:
     names, found = trainer.data["names"], dict[str, Any](path=str(trainer.args.data))
     if source := trainer.data.get(CONVERTED_FROM):
         found[CONVERTED_FROM] = str(source)
-    for split, loader in (("train", trainer.train_loader), ("val", trainer.test_loader)):
-        found[split] = split_of(loader.dataset.labels, names)
-    return found
+    return {**found, "train": trainer.train_split, "val": split_of(trainer.test_loader.dataset.labels, names)}
 
 
 def split_of(labels: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> dict[str, Any]:

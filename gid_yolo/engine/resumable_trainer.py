@@ -172,6 +172,7 @@ class ResumableTrainer(ParallelTrainer):
             raise UserError(self._unwritten(f"epoch {self.epoch + 1}", error)) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        self.saved = True
         return True
 
     def _save(self, folder: Path) -> None:

@@ -15,6 +15,7 @@ from gid_yolo.engine.resumable_trainer import ResumableTrainer
 from gid_yolo.engine.schedule import Schedule, check_schedule, check_warmup, schedule_of
 from gid_yolo.engine.unusable import reason_of
 from gid_yolo.errors import UserError
+from gid_yolo.files import replaced
 
 
 class ScheduledTrainer(ResumableTrainer):
@@ -66,6 +67,15 @@ class ScheduledTrainer(ResumableTrainer):
             self.accumulate = min(self.accumulate, iterations)  # or the optimiser would make no step at all
             if retry:
                 LOGGER.warning(f"iterations={iterations} and lr_steps= now count batches of {self.batch_size} images.")
+                self._setup_scheduler()  # of as many epochs as they are now
+        self._note_length()
+
+    def _note_length(self) -> None:
+        """Let args.yaml, which is older than the data loader, say the epochs and the batch that are trained."""
+        path = self.save_dir / "args.yaml"
+        if RANK in {-1, 0} and path.is_file():
+            with replaced(path) as part:
+                YAML.save(part, {**YAML.load(path), "epochs": self.epochs, "batch": self.args.batch})
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Optimizer:
         """Ultralytics' optimiser; `optimizer=auto` chooses by the real number of steps."""
@@ -118,9 +128,6 @@ class ScheduledTrainer(ResumableTrainer):
         if not (self.own("iterations") or self.own("lr_steps")):
             return
         LOGGER.info(f"schedule: {self.schedule.describe()}")
-        if RANK in {-1, 0}:  # written before the data was read
-            path = self.save_dir / "args.yaml"
-            YAML.save(path, {**YAML.load(path), "epochs": self.epochs})
         self.add_callback("on_train_epoch_start", self._begin_epoch)
         self.add_callback("on_train_batch_start", self._begin_batch)
         self.add_callback("on_train_batch_end", self._end_batch)

@@ -230,7 +230,8 @@ def train_teacher(name: str, data: str | Path, args: dict[str, Any]) -> Path:
     if iterations := trainer.args.iterations:
         seen, length = iterations * trainer.args.batch, f"{iterations} iterations of {trainer.args.batch} images"
     try:
-        seconds = seconds_per_image(name, trainer.args.imgsz, trainer.device)
+        with torch.random.fork_rng(devices=[]):  # the teacher draws its weights after this
+            seconds = seconds_per_image(name, trainer.args.imgsz, trainer.device)
         takes = f"about {duration(seen * seconds)}"
     except torch.OutOfMemoryError:  # in float32, which the training need not be in
         takes = "in a time that could not be measured (too little memory)"

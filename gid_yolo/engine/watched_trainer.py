@@ -89,6 +89,8 @@ class WatchedTrainer(ScheduledTrainer):
 
     def _start_watch(self, _: Any) -> None:
         self._lost = self.waits = False
+        if not self.nan_recovery_attempts:  # else it is the epoch of the last sentence that is tried again
+            self._last_sentence = ""
         if self.watch:
             self.watch.forget()  # what a pass that ran out of memory has left
         self._skipped_before = self.counts["steps_skipped"]
@@ -154,6 +156,7 @@ class WatchedTrainer(ScheduledTrainer):
             self._lost = True
             if not self._last_sentence:
                 self._last_sentence = f"{some(damaged, 2)} became NaN or infinite in epoch {self.epoch + 1}"
+                LOGGER.warning(f"{self._last_sentence}.")
         self._asks = self._asks and self._lost
         if self._lost and self.epoch == self.start_epoch:
             self._must_stop(self._last_sentence, shared=True)

@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+import torch
 from engine_helpers import FAST
 from ultralytics.utils import LOGGER
 
@@ -50,7 +51,11 @@ def test_every_term_is_logged_and_the_student_is_kept_alone(runs) -> None:
 def test_a_trained_model_evaluates_and_predicts(runs, data) -> None:
     _, _, student = runs
     model = GID(student.best)
+    before = {key: value.clone() for key, value in model.model.state_dict().items()}
     assert "metrics/mAP50-95(B)" in model.val(data=str(data), imgsz=64).results_dict
+    after = model.model.state_dict()  # Ultralytics folds the batch norms of what it validates
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
     assert set(model.columns) >= {"mAP", "AR_L"}
     image = next((data.parent / "images" / "val").glob("*.png"))
     boxes = model.predict(str(image), imgsz=64, conf=0.001)[0].boxes

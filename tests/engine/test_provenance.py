@@ -125,9 +125,13 @@ KEPT = {"classes": None, "single_cls": False, "fraction": 1.0}
 
 
 def described(train, val, path="/d.yaml", **more):
-    train, val = (SimpleNamespace(dataset=SimpleNamespace(labels=split)) for split in (train, val))
-    args = SimpleNamespace(data=path)
-    return data_of(SimpleNamespace(train_loader=train, test_loader=val, data={"names": NAMES, **more}, args=args))
+    loader = SimpleNamespace(dataset=SimpleNamespace(labels=val))
+    known = {
+        "train_split": split_of(train, NAMES),
+        "data": {"names": NAMES, **more},
+        "args": SimpleNamespace(data=path),
+    }
+    return data_of(SimpleNamespace(test_loader=loader, **known))
 
 
 def looking_back(folder, now, args, path="/d.yaml"):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import yaml
 from engine_helpers import FAST, train_one_epoch
 
 from gid_yolo.cfg import load_yaml
@@ -169,8 +170,10 @@ def test_a_last_epoch_that_is_tried_again_is_as_long(data):
     assert first(seen) == pytest.approx(expected([*range(11), *range(8, 11)]))
 
 
-def test_after_a_retry_with_a_smaller_batch_the_iterations_are_those_asked_for(data):
-    trainer = GIDTrainer(overrides={**RUN, "data": str(data), "batch": 4})
+@pytest.mark.parametrize("steps", [True, False])
+def test_after_a_retry_with_a_smaller_batch_the_iterations_are_those_asked_for(data, steps):
+    own = {} if steps else {"lr_steps": None, "cos_lr": True}
+    trainer = GIDTrainer(overrides={**RUN, "data": str(data), "batch": 4, **own})
     seen = watch(trainer)
     prepare = trainer.preprocess_batch
 
@@ -181,8 +184,16 @@ def test_after_a_retry_with_a_smaller_batch_the_iterations_are_those_asked_for(d
 
     trainer.preprocess_batch = fail_once
     trainer.train()
-    assert first(seen) == pytest.approx(expected([0, *range(11)]))
-    assert trainer.epochs == 3
+    if steps:
+        assert first(seen) == pytest.approx(expected([0, *range(11)]))
+    else:  # half a cosine from 1 to lrf over the 3 epochs, which are no longer 6
+        factors = [trainer.args.lrf + (1 - trainer.args.lrf) * (1 + math.cos(math.pi * e / 3)) / 2 for e in range(3)]
+        assert first(seen)[-1] == pytest.approx(trainer.args.lr0 * factors[2])
+    assert (trainer.epochs, trainer.batch_size) == (3, 2)
+    record = load_model(trainer.best)[0].record
+    assert (record["epochs"], record["batch"]) == (3, 2)  # what was trained, by which runs are compared
+    args = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
+    assert (args["epochs"], args["batch"]) == (3, 2)  # and repeated
 
 
 def test_steps_in_epochs(data):

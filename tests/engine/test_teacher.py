@@ -9,6 +9,7 @@ import torch
 from engine_helpers import FAST, train_one_epoch, write_data
 from ultralytics.utils import LOGGER
 
+from gid_yolo.cli import main
 from gid_yolo.engine.checkpoint import fingerprint, load_model
 from gid_yolo.engine.teacher import (
     best_finished_run,
@@ -122,6 +123,11 @@ def test_a_teacher_that_does_not_exist_is_announced_trained_and_kept(data, monke
     kept = find_finished_run("retina_nano", data, ANY)
     assert "teacher_retina_nano" in str(kept)
     assert model.model.record["teacher"] == str(kept)
+    args, again = kept.parent.parent / "args.yaml", kept.parent.parent / "again"
+    assert main(["train", f"cfg={args}", f"save_dir={again}"]) == 0  # its pace, measured first, draws no number of its
+    repeated = load_model(again / "weights" / "best.pt")[0].state_dict()
+    assert all(torch.equal(repeated[key], value) for key, value in load_model(kept)[0].state_dict().items())
+    shutil.rmtree(again)
 
     said.clear()
     GID("retina_nano").train(data=str(data), teacher="retina_nano", **FAST)

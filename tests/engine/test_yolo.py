@@ -189,6 +189,9 @@ def test_a_number_of_frozen_layers_as_ultralytics_takes_it(data) -> None:
     assert any(name.startswith("model.9.") for name in frozen)
 
 
-def test_pretrained_of_another_kind_is_refused(data, teacher) -> None:
+def test_pretrained_of_another_kind_is_refused(tmp_path, data, teacher) -> None:
     with pytest.raises(UserError, match="is a yolo and the model a retinanet"):
         GID("retina_nano").train(**FAST, data=str(data), pretrained=str(teacher))
+    GID("retina_nano").save(tmp_path / "own.pt")
+    with pytest.raises(UserError, match="is a yolo and the model a retinanet"):  # a model that is a checkpoint, too
+        GID(tmp_path / "own.pt").train(**FAST, data=str(data), pretrained=str(teacher))
