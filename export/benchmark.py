@@ -110,7 +110,7 @@ def benchmark(
     batches = list(dict.fromkeys(several(batch)))
     check_counts([("batch", number) for number in batches] + list(counts.items()), warmup)
     check_drop(max_ap_drop)
-    chosen = {"precisions": precisions(precision), "providers": providers(provider, device)}
+    chosen: dict[str, Any] = {"precisions": precisions(precision), "providers": providers(provider, device)}
     files = other_files(others)
     contenders = load_contenders({"model": model, "baseline": baseline, "teacher": teacher}, files, trust)
     fair = _fair(contenders, unequal)
@@ -126,7 +126,8 @@ def benchmark(
     )
     save_dir.mkdir(parents=True, exist_ok=True)
 
-    settings = Settings(sizes, batches, **chosen, images=parity_images, threads=threads, max_ap_drop=max_ap_drop)
+    limits: dict[str, Any] = {"images": parity_images, "threads": threads, "max_ap_drop": max_ap_drop}
+    settings = Settings(sizes, batches, **chosen, **limits, trust=trust)
     cells = Matrix(settings, loaders, data_path, split, save_dir).cells(contenders)
     passed = [cell for cell in cells if cell.failed is None]
     times = {"images": parity_images, "warmup": warmup, "runs": runs, "rounds": rounds}
@@ -139,7 +140,7 @@ def benchmark(
         "others": [str(path) for path in files],
     }  # fmt: skip
     rows = rows_of(cells, compared=bool(fair) or (unequal and baseline is not None))
-    shown = list({c.label: c for c in reversed(passed)}.values())[::-1]  # the first file of each
+    shown = list({c.label: c for c in reversed(passed) if c.failed is None}.values())[::-1]  # the first file of each
     dataset = loaders[tuple(sizes[0])].dataset
     report = BenchmarkReport(
         rows=rows,

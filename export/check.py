@@ -47,7 +47,7 @@ def check_file(
     """
     session, kind = open_session(path), "noise" if images is None else "images of data="
     if images is None:
-        declared, least = session.get_inputs()[0].shape, (1, 3, 64, 64)  # sizes for axes that are dynamic
+        declared, least = session.get_inputs()[0].shape, (2, 3, 64, 128)  # for axes that are dynamic, none like another
         shape = [size if isinstance(size, int) else some for size, some in zip(declared, least, strict=True)]
         images = np.random.default_rng(0).random(shape, dtype=np.float32)
     found, expected = run(session, images), network_output(network, images)

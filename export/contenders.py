@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -141,6 +142,15 @@ class Contender:
             compared=self.compared,
             judged=self.judged,
         )
+
+
+@contextmanager
+def failing(cell: Contender) -> Iterator[None]:
+    """A file that does not run on a provider, or answers with no numbers, has failed: the others go on."""
+    try:
+        yield
+    except UserError as error:
+        cell.failed = str(error).rstrip(".")
 
 
 def weigh(model: DetectionModel, size: Sequence[int]) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,14 @@ def ten_columns(
     args |= {"imgsz": max(loader.dataset.imgsz), "plots": False, "verbose": False, "save_json": False}
     args["model"] = str(save_dir.name)
     made = GIDValidator(loader, save_dir, args)
-    with no_autoinstall():
-        made(model=_OnnxNetwork(network) if isinstance(network, OnnxDetector) else network)
+    # Ultralytics fuses what it is given, and moves it to its device. TF32 is off, as it is for the file
+    given = _OnnxNetwork(network) if isinstance(network, OnnxDetector) else deepcopy(network)
+    cudnn = torch.backends.cudnn
+    with (
+        no_autoinstall(),
+        cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False),
+    ):
+        made(model=given)
     assert made.columns is not None
     return made.columns
 

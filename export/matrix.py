@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from ultralytics.utils import LOGGER
 
 from gid_yolo.engine.matches import FILE
 from gid_yolo.errors import UserError
-from gid_yolo.export.contenders import Contender, weigh
+from gid_yolo.export.contenders import Contender, failing, weigh
 from gid_yolo.export.evaluate import batches_of, ten_columns
 from gid_yolo.export.half import to_fp16
 from gid_yolo.export.parity import compare_outputs, compare_scores, export_onnx
@@ -35,6 +35,7 @@ class Settings:
         images: Real images on which an FP32 file must equal PyTorch.
         threads: Of onnxruntime's operators, while time is taken.
         max_ap_drop: Points of mAP that a lower precision may lose.
+        trust: The data's yaml may run a program.
     """
 
     sizes: Sequence[Sequence[int]]
@@ -44,10 +45,13 @@ class Settings:
     images: int
     threads: int
     max_ap_drop: float
+    trust: bool = False
 
     @property
     def device(self) -> str:
-        """Where PyTorch runs: on the GPU that onnxruntime uses."""
+        """Where PyTorch runs: on the GPU that onnxruntime uses, where it knows one."""
+        if not torch.cuda.is_available():
+            return "cpu"
         return next((f"cuda:{p.partition(':')[2] or 0}" for p in self.providers if p[:4] in {"cuda", "tens"}), "cpu")
 
 
@@ -85,7 +89,7 @@ class Matrix:
     def _alone(self, cell: Contender) -> Contender:
         """An ONNX file that was given: there is nothing to compare it with."""
         cell.onnx = cell.path
-        with _failing(cell):
+        with failing(cell):
             cell.columns = self._columns(cell)
         return cell
 
@@ -96,7 +100,7 @@ class Matrix:
         name = full.slug + size + (f"_b{full.batch}" if len(settings.batches) > 1 else "")
         full.onnx = self.save_dir / f"{name}.onnx"
         full.parameters, full.gflops = self._weight(full)
-        with _failing(full):
+        with failing(full):
             self._make(full.onnx, partial(export_onnx, full.network, full.onnx, list(full.size), full.batch))
             compare_outputs(full, batches_of(self._loader(full).dataset, settings.images, full.batch))
             if full.failed is None:
@@ -111,11 +115,8 @@ class Matrix:
         if full.columns is None:
             cell.onnx, cell.failed = full.onnx, "its fp32 file failed"
             return cell
-        make = partial(to_fp16, full.onnx, file)
-        if precision == "int8":
-            make = partial(quantize_int8, full.onnx, file, Calibration(self.data, full.size, full.batch))
-        with _failing(cell):
-            self._make(file, make)
+        with failing(cell):
+            self._make(file, partial(self._convert, full, file))
             columns = self._columns(cell)
             cell.judged = full.columns["mAP"] > self.settings.max_ap_drop  # else not even 0 would be too little
             cell.drop = full.columns["mAP"] - columns["mAP"]
@@ -124,6 +125,12 @@ class Matrix:
             else:
                 cell.columns = columns
         return cell
+
+    def _convert(self, full: Contender, file: Path) -> None:
+        if file.stem.endswith("_int8"):
+            quantize_int8(full.onnx, file, Calibration(self.data, full.size, full.batch, trust=self.settings.trust))
+        else:
+            to_fp16(full.onnx, file)
 
     def _make(self, file: Path, make: Callable[[], Any]) -> None:
         """Write a file at the first call: another provider runs the same one, or fails of the same."""
@@ -182,12 +189,3 @@ class Matrix:
 
     def _loader(self, cell: Contender) -> Any:
         return self.loaders[tuple(cell.size)]
-
-
-@contextmanager
-def _failing(cell: Contender) -> Iterator[None]:
-    """A file that does not run on a provider, or answers with no numbers, has failed: the others go on."""
-    try:
-        yield
-    except UserError as error:
-        cell.failed = str(error).rstrip(".")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gid_yolo.export.contenders import Contender
+from gid_yolo.export.contenders import Contender, failing
 from gid_yolo.export.evaluate import batches_of, spread
 from gid_yolo.export.memory import peak_memory
 from gid_yolo.export.preprocess import read_image
@@ -30,21 +30,28 @@ def measure_times(
 
     Post-processing is that of deployment: detections from a score of 0.25 on, as `yolo predict` gives them.
     """
+    detectors, originals, inputs, outputs, running = [], [], [], [], []
+    for cell in cells:
+        with failing(cell):  # all of them are open together, which the memory may be too small for
+            options: dict[str, Any] = {
+                "provider": cell.provider,
+                "threads": threads,
+                "imgsz": cell.size,
+                "batch": cell.batch,
+            }
+            detector = OnnxDetector(cell.onnx, **options, rect=False)
+            dataset = loaders[tuple(cell.size)].dataset
+            pictures = [read_image(dataset.im_files[i]) for i in spread(len(dataset), images)]
+            pictures += [pictures[i % len(pictures)] for i in range(-len(pictures) % cell.batch)]
+            batches = batches_of(dataset, images, cell.batch)
+            outputs.append([detector.run(batch) for batch in batches])
+            originals.append([pictures[i : i + cell.batch] for i in range(0, len(pictures), cell.batch)])
+            inputs.append(batches)
+            detectors.append(detector)
+            running.append(cell)
+    cells, names = running, [str(i) for i in range(len(running))]
     if not cells:
         return
-    names = [str(i) for i in range(len(cells))]
-    detectors = [
-        OnnxDetector(c.onnx, provider=c.provider, threads=threads, imgsz=c.size, batch=c.batch, rect=False)
-        for c in cells
-    ]
-    originals, inputs, outputs = [], [], []
-    for cell, detector in zip(cells, detectors, strict=True):
-        dataset = loaders[tuple(cell.size)].dataset
-        pictures = [read_image(dataset.im_files[i]) for i in spread(len(dataset), images)]
-        pictures += [pictures[i % len(pictures)] for i in range(-len(pictures) % cell.batch)]
-        originals.append([pictures[i : i + cell.batch] for i in range(0, len(pictures), cell.batch)])
-        inputs.append(batches_of(dataset, images, cell.batch))
-        outputs.append([detector.run(batch) for batch in inputs[-1]])
     turns = list(range(max(map(len, inputs))))
 
     def timed(calls: list[Any], count: int) -> dict[str, list[float]]:

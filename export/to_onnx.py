@@ -212,13 +212,22 @@ class Calibration(Sequence[np.ndarray]):
         batch: Images an array.
         fraction: Share of the images as a float, or their number as an int; `CALIBRATION_IMAGES` at most where None.
             They are spread evenly over the split.
+        trust: See `read_data`.
 
     Raises:
         UserError: No such data set, or no training images.
     """
 
-    def __init__(self, data: Any, imgsz: Sequence[int], batch: int, fraction: float | int | None = None) -> None:
-        path, contents = read_data(data, "train")
+    def __init__(
+        self,
+        data: Any,
+        imgsz: Sequence[int],
+        batch: int,
+        fraction: float | int | None = None,
+        *,
+        trust: bool = False,
+    ) -> None:
+        path, contents = read_data(data, "train", trust)
         self.dataset = open_split(path, contents, split="train", imgsz=imgsz, batch=batch).dataset
         images = len(self.dataset)
         count = fraction if isinstance(fraction, int) else max(1, round(images * fraction)) if fraction else None

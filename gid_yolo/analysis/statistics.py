@@ -52,6 +52,19 @@ class Gain:
         """True where the interval over seeds leaves 0 out."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
+    @property
+    def joint(self) -> tuple[float, float] | None:
+        """The interval over seeds and images, None of a single seed; over seeds alone where images are not known.
+
+        The two errors are independent, so that their variances add up, and with them the squares of what the intervals
+        reach from the mean to either side. Each alone leaves the other's error out.
+        """
+        if self.low is None or self.high is None or self.images is None:
+            return None if self.low is None or self.high is None else (self.low, self.high)
+        below = math.hypot(self.mean - self.low, max(0.0, self.mean - self.images.low))
+        above = math.hypot(self.high - self.mean, max(0.0, self.images.high - self.mean))
+        return self.mean - below, self.mean + above
+
 
 def spread(values: Sequence[float]) -> Spread | None:
     """Mean and standard deviation; None of no results."""

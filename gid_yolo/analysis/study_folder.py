@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,9 @@ class StudyFolder:
         batch = record_of(load_model(best, trust=trust)[0]).get("batch", asked)
         if batch == asked:
             return None
-        home.rename(home.with_name(f"{home.name}.batch{batch}"))
+        again = chain([""], (f"-{i}" for i in count(2)))  # the same command may have tried before
+        places = (home.with_name(f"{home.name}.batch{batch}{suffix}") for suffix in again)
+        home.rename(next(place for place in places if not place.exists()))
         return f"the memory was too small for batch={asked}: give a smaller batch= or fewer jobs="
 
     def _results_file(self, run: Run) -> Path:

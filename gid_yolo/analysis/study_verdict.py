@@ -69,8 +69,9 @@ def verdict(study: Study, lines: Sequence[Line]) -> dict[str, Any] | None:
 def _judged(gain: Gain, size: str, split: str) -> tuple[str, str]:
     """The word and the sentence of a gain over several seeds, which is certain if it is so over seeds and images."""
     few = gain.images is not None and not gain.images.certain
+    low, high = gain.joint or (0.0, 0.0)
     size += _interval(gain)
-    if gain.certain and not few:
+    if (low > 0 or high < 0) and not few:
         word = "helped" if gain.mean > 0 else "harmed"
         return word, f"Distillation {word}: {size}." + ("" if gain.images else UNKNOWN)
     text = f"Undecided: {size}."
@@ -80,17 +81,21 @@ def _judged(gain: Gain, size: str, split: str) -> tuple[str, str]:
         text += f" A gain of this size and spread would probably take {more} to be certain of."
     if gain.images and few:
         text += f" The {gain.images.count} images of {split} are too few to be certain of it: measure on more."
+    if gain.certain and not few:
+        text += " Either error alone leaves 0 out, both together do not: give more seeds, or measure on more images."
     return "undecided", text
 
 
 def _interval(gain: Gain) -> str:
     """In brackets; nothing of a single seed."""
-    if gain.low is None or gain.high is None:
+    if gain.low is None or gain.high is None or gain.joint is None:
         return ""
-    text = f"{CONFIDENCE:.0%} interval {signed(gain.low)} to {signed(gain.high)} of {gain.count} seeds"
+    text = f"{signed(gain.low)} to {signed(gain.high)} of {gain.count} seeds"
     if gain.images:
-        text += f", {signed(gain.images.low)} to {signed(gain.images.high)} of other images"
-    return f" ({text})"
+        low, high = gain.joint
+        images = f"{signed(gain.images.low)} to {signed(gain.images.high)} of other images"
+        text = f"{signed(low)} to {signed(high)}: {text}, {images}"
+    return f" ({CONFIDENCE:.0%} interval {text})"
 
 
 def _beside_longer(line: Line, longer: Line, lead: Gain, column: str) -> str:

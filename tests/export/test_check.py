@@ -3,14 +3,15 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+import torch
+from onnx import TensorProto, helper, numpy_helper
 from runtime_helpers import export, model_of
 
 from gid_yolo.data import synthetic_dataset
 from gid_yolo.engine.exporter import GIDExporter
 from gid_yolo.errors import UserError
 from gid_yolo.export import to_onnx
-from gid_yolo.export.check import wrong_detections
+from gid_yolo.export.check import check_file, wrong_detections
 
 FINAL = {
     "retina_nano": {"nms": True, "conf": 0.3, "iou": 0.2},
@@ -19,6 +20,35 @@ FINAL = {
     "yolo11n.yaml": {"nms": True, "dynamic": True},
     "yolo26n.yaml": {"nms": False},
 }
+
+
+class Doubled(torch.nn.Module):
+    """(B, 3, H, W) twice, (B, 6, H * W)."""
+
+    def forward(self, images):
+        return torch.cat([images, images], 1).flatten(2)
+
+
+@pytest.mark.parametrize("fault", ["", "batch", "size"])
+def test_a_dynamic_file_is_tried_where_its_axes_differ(tmp_path, fault):
+    shape = np.array([1 if fault == "batch" else 0, 6, -1], np.int64)  # 0: as many as come
+    images = "turned" if fault == "size" else "images"  # height and width exchanged, equal in a square
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["turned"], perm=[0, 1, 3, 2]),
+        helper.make_node("Concat", [images, images], ["both"], axis=1),
+        helper.make_node("Reshape", ["both", "shape"], ["output0"]),
+    ]
+    given, made = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, axes)
+        for name, axes in (("images", ["batch", 3, "height", "width"]), ("output0", ["batch", 6, "boxes"]))
+    )
+    graph = helper.make_graph(nodes, "doubled", [given], [made], [numpy_helper.from_array(shape, "shape")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "a.onnx")
+    if not fault:
+        assert "within 0 px" in check_file(tmp_path / "a.onnx", Doubled(), None, None)
+        return
+    with pytest.raises(UserError, match="does not answer as the checkpoint does"):
+        check_file(tmp_path / "a.onnx", Doubled(), None, None)
 
 
 def move(graph):

@@ -12,11 +12,13 @@ from test_benchmark import QUICK, save_checkpoint, write_data
 
 import gid_yolo.export.arguments as arguments
 import gid_yolo.export.contenders as contenders
+import gid_yolo.export.matrix as matrix
 import gid_yolo.export.providers as providers
 from gid_yolo.engine.detection_model import GIDDetectionModel
 from gid_yolo.errors import UserError
 from gid_yolo.export.benchmark import benchmark
 from gid_yolo.export.contenders import Contender, gigaflops, load_others, stored_precision
+from gid_yolo.export.evaluate import open_split, read_data, ten_columns
 from gid_yolo.export.matrix import Settings
 from gid_yolo.export.to_onnx import export
 from gid_yolo.model import GID
@@ -164,8 +166,11 @@ def test_providers_of_one_name_are_refused(monkeypatch):
     ("given", "device"),
     [(["cpu"], "cpu"), (["cpu", "openvino"], "cpu"), (["cpu", "cuda:1"], "cuda:1"), (["tensorrt"], "cuda:0")],
 )
-def test_pytorch_runs_where_onnxruntime_does(given, device):
+def test_pytorch_runs_where_onnxruntime_does(monkeypatch, given, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert Settings([], [], ["fp32"], given, 1, 1, 1.0).device == device
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a build of PyTorch without CUDA beside it
+    assert Settings([], [], ["fp32"], given, 1, 1, 1.0).device == "cpu"
 
 
 def test_every_provider_has_its_rows(tmp_path, monkeypatch, data, checkpoint):
@@ -211,6 +216,42 @@ def test_a_file_that_fails_on_one_provider_does_not_end_the_others(tmp_path, mon
     }
     assert all("does not start" in row.failed for row in report.rows if row.failed)
     assert len(report.rows) == 6
+
+
+def test_a_late_error_leaves_what_others_measured(tmp_path, monkeypatch, data, checkpoint):
+    """No training images for INT8, and no memory for a file when all are open to be timed."""
+    opened, start = [], providers._start
+
+    def stand_in(path, provider, threads):
+        opened.append(Path(path).name)
+        if opened[-1] == "model_fp16.onnx" and opened.count(opened[-1]) == 2:  # the first is for its accuracy
+            raise UserError(f"{path} has no memory left.")
+        return start(path, provider, threads)
+
+    def no_images(*_, **__):
+        raise UserError("there are no training images.")
+
+    monkeypatch.setattr(providers, "_start", stand_in)
+    monkeypatch.setattr(matrix, "Calibration", no_images)
+    report = benchmark(checkpoint, data=data, precision="fp32,fp16,int8", project=str(tmp_path), **QUICK)
+    failed = {row.precision: row.failed for row in report.rows}
+    assert failed["fp32"] is None
+    assert "no memory left" in failed["fp16"]
+    assert failed["int8"] == "there are no training images"
+    assert report.rows[0].p50 > 0
+    assert {"benchmark.html", "benchmark.json"} <= {path.name for path in report.save_dir.iterdir()}
+
+
+def test_a_network_is_measured_and_left_as_it_is(tmp_path, data, checkpoint):
+    """Ultralytics folds the batch norms of what it validates, and moves it to its device."""
+    network = GID(checkpoint).model
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    path, contents = read_data(data, "val")
+    loader = open_split(path, contents, split="val", imgsz=(64, 64), batch=1)
+    common = {"data": path, "split": "val", "loader": loader, "device": "cpu", "save_dir": tmp_path}
+    ten_columns(network, **common, limits={"conf": 0.05, "iou": 0.5, "max_det": 100})
+    assert list(network.state_dict()) == list(before)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_a_file_of_no_numbers_and_one_of_unknown_limits_are_told(tmp_path, data, checkpoint, files):
