@@ -46,10 +46,7 @@ def check_file(
         UserError: They differ by more than rounding.
     """
     session, kind = open_session(path), "noise" if images is None else "images of data="
-    if images is None:
-        declared, least = session.get_inputs()[0].shape, (2, 3, 64, 128)  # for axes that are dynamic, none like another
-        shape = [size if isinstance(size, int) else some for size, some in zip(declared, least, strict=True)]
-        images = np.random.default_rng(0).random(shape, dtype=np.float32)
+    images = noise_of(session) if images is None else images
     found, expected = run(session, images), network_output(network, images)
     if found.shape != expected.shape:
         raise _refusal(f"its output is {found.shape}, not {expected.shape}")
@@ -71,6 +68,13 @@ def check_file(
         if not compared:
             return f"; not compared with PyTorch: it detects nothing on {kind}"
     return f"; on {kind} within {boxes:.1g} px and {scores:.1g} of PyTorch"
+
+
+def noise_of(session: Any) -> np.ndarray:
+    """Noise in [0, 1] of the shape that a file takes."""
+    declared, least = session.get_inputs()[0].shape, (2, 3, 64, 128)  # of axes that are dynamic; none is like another
+    shape = [size if isinstance(size, int) else some for size, some in zip(declared, least, strict=True)]
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
 
 
 def network_output(network: Callable[[torch.Tensor], Any], images: np.ndarray) -> np.ndarray:

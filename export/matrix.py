@@ -130,7 +130,7 @@ class Matrix:
         if file.stem.endswith("_int8"):
             quantize_int8(full.onnx, file, Calibration(self.data, full.size, full.batch, trust=self.settings.trust))
         else:
-            to_fp16(full.onnx, file)
+            to_fp16(full.onnx, file, batches_of(self._loader(full).dataset, self.settings.images, full.batch)[0])
 
     def _make(self, file: Path, make: Callable[[], Any]) -> None:
         """Write a file at the first call: another provider runs the same one, or fails of the same."""

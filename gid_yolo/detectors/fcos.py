@@ -86,7 +86,9 @@ class FCOSHead(nn.Module):
 
 
 class FCOS(Detector):
-    """FCOS on P3-P7 with the improvements its authors published since: centre sampling, GIoU, GroupNorm.
+    """FCOS on P3-P7 with improvements that its authors published since: centre sampling, GIoU, GroupNorm.
+
+    As in torchvision's, and not in mmdetection's, the box loss of a point is not weighed by its centre-ness.
 
     Args:
         backbone: The bottom-up network.

@@ -81,7 +81,7 @@ def roi_features(
     strides: Sequence[int],
     *,
     size: int = 10,
-    adapt: LevelAdaptation | None = None,
+    adapt: PyramidAdaptation | None = None,
 ) -> Tensor:
     """Crop every instance from its level with RoIAlign (aligned, 2 x 2 samples a bin).
 
@@ -108,10 +108,10 @@ def roi_features(
 
 
 class Adaptation(nn.Module):
-    """Equation 5: a linear map of the student's crops to the teacher's channels.
+    """Equation 5: a linear map of the student's features to the teacher's channels.
 
     A 1x1 convolution commutes with RoIAlign (both are linear, one over channels, one over space), so it is applied to
-    K crops an image instead of whole maps.
+    K crops an image instead of whole maps. A larger one does not, and would read zeros around every crop.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, kernel_size: int = 1) -> None:
@@ -128,9 +128,10 @@ class Adaptation(nn.Module):
 
 
 class PyramidAdaptation(nn.Module):
-    """A linear map of whole levels to the teacher's channels, for the methods that compare maps.
+    """A linear map of levels to the teacher's channels: for the methods that compare maps, and for YOLO's pyramids.
 
-    One for all levels where their channels are equal, else one a level; channels as `GIDLoss` takes them.
+    One for all levels where their channels are equal, else one a level; channels as `GIDLoss` takes them. Equation 5
+    where it is given the crops of each level, (N_l, C_s, h, w), see `Adaptation`.
     """
 
     def __init__(
@@ -147,27 +148,12 @@ class PyramidAdaptation(nn.Module):
         convs = list(self.convs) if len(self.convs) > 1 else [self.convs[0]] * len(pyramid)
         return [conv(x) for conv, x in zip(convs, pyramid, strict=True)]
 
-
-class LevelAdaptation(nn.Module):
-    """Equation 5 with a linear map for each level, for pyramids whose levels differ in channels (YOLO's)."""
-
-    def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int], kernel_size: int = 1) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(s, t, kernel_size, padding=kernel_size // 2)
-            for s, t in zip(student_channels, teacher_channels, strict=True)
-        )
-
-    def forward(self, crops: Sequence[Tensor]) -> list[Tensor]:
-        """Map the crops of each level, (N_l, C_s, h, w), to (N_l, C_t, h, w)."""
-        return [conv(x) for conv, x in zip(self.convs, crops, strict=True)]
-
     def maps(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """Map L levels (B, C_l, H_l, W_l) to the teacher's channels."""
+        """Itself, under the name that `Adaptation` has for it."""
         return self(pyramid)
 
 
-def adaptation_settings(adapt: Adaptation | PyramidAdaptation | LevelAdaptation) -> dict[str, Any]:
+def adaptation_settings(adapt: Adaptation | PyramidAdaptation) -> dict[str, Any]:
     """`student_channels`, `teacher_channels` and `adapt_kernel` of an adaptation, by which another is made."""
     convs: list[Any] = [adapt.conv] if isinstance(adapt, Adaptation) else list(adapt.convs)
     student, teacher = [conv.in_channels for conv in convs], [conv.out_channels for conv in convs]
@@ -185,7 +171,7 @@ def feature_loss(
     """Equation 4: the mean over an image's instances of the squared L2 distance of their features.
 
     Args:
-        teacher: (B, K, C, h, w).
+        teacher: (B, K, C, h, w), which gets no gradient.
         student: (B, K, C, h, w), already adapted.
         valid: (B, K).
         normalize: `instance` sums over C, h and w as the equation is written; `pixel` divides by h * w as the authors'
@@ -197,7 +183,7 @@ def feature_loss(
     """
     if normalize not in {"instance", "pixel"}:
         raise ValueError(f"normalize={normalize} must be instance or pixel.")
-    squared = (wide(teacher) - wide(student)).square().flatten(2).sum(-1)  # (B, K); overflows float16
+    squared = (wide(teacher.detach()) - wide(student)).square().flatten(2).sum(-1)  # (B, K); overflows float16
     if normalize == "pixel":
         squared = squared / (teacher.shape[-2] * teacher.shape[-1])
     return mean_over_images(squared if weight is None else squared * weight, valid)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gid_yolo.distill.feature import (
     Adaptation,
-    LevelAdaptation,
+    PyramidAdaptation,
     RoIPlan,
     adaptation_settings,
     feature_loss,
@@ -104,11 +104,12 @@ class GIDLoss(nn.Module):
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting={weighting} must be one of {', '.join(WEIGHTINGS)}.")
         self.standardize, self.weighting = standardize, weighting
-        self.adapt: Adaptation | LevelAdaptation
+        self.adapt: Adaptation | PyramidAdaptation
+        self.adapt_kernel = adapt_kernel
         if isinstance(student_channels, int) and isinstance(teacher_channels, int):
             self.adapt = Adaptation(student_channels, teacher_channels, adapt_kernel)
         elif isinstance(student_channels, Sequence) and isinstance(teacher_channels, Sequence):
-            self.adapt = LevelAdaptation(student_channels, teacher_channels, adapt_kernel)
+            self.adapt = PyramidAdaptation(student_channels, teacher_channels, adapt_kernel)
         else:
             raise ValueError("channels of student and teacher must both be one number, or both one number a level.")
 
@@ -243,6 +244,8 @@ class GIDLoss(nn.Module):
 
     def _adapted(self, pyramid: Sequence[Tensor], plan: RoIPlan, strides: Sequence[int]) -> Tensor:
         """The student's crops, (B, K, C_t, h, w)."""
-        if isinstance(self.adapt, LevelAdaptation):
+        if self.adapt_kernel > 1:  # does not commute with the crop
+            return roi_features(self.adapt.maps(pyramid), plan, strides, size=self.roi_size)
+        if isinstance(self.adapt, PyramidAdaptation):
             return roi_features(pyramid, plan, strides, size=self.roi_size, adapt=self.adapt)
         return self.adapt(roi_features(pyramid, plan, strides, size=self.roi_size))

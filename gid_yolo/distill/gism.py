@@ -84,10 +84,7 @@ def select_general_instances(
     Raises:
         ValueError: Shapes of teacher and student differ, or `top_k` is negative.
     """
-    _check(teacher_scores, student_scores, teacher_boxes, student_boxes, top_k)
-    difference, teacher_wins = compare(teacher_scores, student_scores)
-    boxes = _winners(teacher_wins, teacher_boxes, student_boxes)
-    return _first_of_nms(difference, boxes, top_k, iou_threshold)
+    return _selected(teacher_scores, student_scores, teacher_boxes, student_boxes, wide, top_k, iou_threshold)
 
 
 @torch.no_grad()
@@ -95,11 +92,23 @@ def general_instances(
     teacher: RawPredictions, student: RawPredictions, *, top_k: int, iou_threshold: float
 ) -> GeneralInstances:
     """`select_general_instances` of aligned predictions, whose probabilities are made in parts, see `compare`."""
-    teacher_boxes, student_boxes = teacher.boxes, student.boxes
-    _check(teacher.logits, student.logits, teacher_boxes, student_boxes, top_k)
-    difference, teacher_wins = compare(teacher.logits, student.logits, probabilities)
-    boxes = _winners(teacher_wins, teacher_boxes, student_boxes)
-    return _first_of_nms(difference, boxes, top_k, iou_threshold)
+    logits, boxes = (teacher.logits, student.logits), (teacher.boxes, student.boxes)
+    return _selected(*logits, *boxes, probabilities, top_k, iou_threshold)
+
+
+def _selected(
+    teacher: Tensor,
+    student: Tensor,
+    teacher_boxes: Tensor,
+    student_boxes: Tensor,
+    scores: Callable[[Tensor], Tensor],
+    top_k: int,
+    iou_threshold: float,
+) -> GeneralInstances:
+    """Equations 1 to 3 of two (B, R, C), of which `scores` makes probabilities, and of their (B, R, 4) boxes."""
+    _check(teacher, student, teacher_boxes, student_boxes, top_k)
+    difference, teacher_wins = compare(teacher, student, scores)
+    return _first_of_nms(difference, _winners(teacher_wins, teacher_boxes, student_boxes), top_k, iou_threshold)
 
 
 def _winners(teacher_wins: Tensor, teacher_boxes: Tensor, student_boxes: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def response_loss(
     """Equation 8: the head losses between teacher and student over the N_m outputs that the mask selects.
 
     Args:
-        teacher: Predictions without a graph.
+        teacher: Predictions, which get no gradient.
         student: Predictions with a graph, aligned with the teacher's.
         mask: (B, R) bool of equation 7.
         functions: The detector's loss functions.
@@ -69,7 +69,7 @@ def response_loss(
 
     # The masked outputs are a few hundredths of all, but a GPU would have to wait for their number
     mean = mean_of_masked if mask.device.type == "cpu" else mean_of_all
-    return mean(losses, teacher, student, mask)
+    return mean(losses, teacher.detach(), student, mask)
 
 
 def mean_of_all(losses: Losses, teacher: RawPredictions, student: RawPredictions, mask: Tensor) -> Tensor:

@@ -165,14 +165,13 @@ def check_gid(args: Mapping[str, Any]) -> None:
             f"gid_weighting={given['gid_weighting']} weighs the instances of the feature loss, but gid_feature is 0: "
             "give it a weight, or gid_weighting=uniform."
         )
-    if given["gid_cross"] and cropped:  # which share one adaptation with it
-        for key, fit in (("gid_standardize", ("raw", "crops")), ("gid_adapt_kernel", (1,))):
-            if given[key] not in fit:
-                raise UserError(
-                    f"gid_cross={given['gid_cross']} has the teacher's head read the student's features as they are "
-                    f"adapted for the feature and relation losses, but {key}={given[key]} adapts them to what "
-                    f"that head does not know: give {key}={fit[0]}, or gid_feature=0 and gid_relation=0."
-                )
+    # The losses of features share one adaptation with it
+    if given["gid_cross"] and cropped and given["gid_standardize"] not in {"raw", "crops"}:
+        raise UserError(
+            f"gid_cross={given['gid_cross']} has the teacher's head read the student's features as they are adapted "
+            f"for the feature and relation losses, but gid_standardize={given['gid_standardize']} adapts them to what "
+            "that head does not know: give gid_standardize=raw, or gid_feature=0 and gid_relation=0."
+        )
     if any(given[f"gid_{x}"] for x in _PARTS):
         return
     for key in ("gid_response", "gid_cross"):

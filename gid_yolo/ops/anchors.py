@@ -13,7 +13,13 @@ FIXED_POINT = 2**16  # parts of a pixel
 
 
 def to_fixed_point(cells: Tensor) -> Tensor:
-    """Anchors as int32 in 1 / 65536 px, which no conversion of a model to half precision touches."""
+    """Anchors as int32 in 1 / 65536 px, which no conversion of a model to half precision touches.
+
+    Raises:
+        ValueError: A corner that int32 cannot hold.
+    """
+    if cells.abs().max() >= 2**31 // FIXED_POINT:
+        raise ValueError(f"anchors reach {float(cells.abs().max()):g} px from their cell, which must be under 32768.")
     return (cells.double() * FIXED_POINT).round().int()
 
 

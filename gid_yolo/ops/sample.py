@@ -36,8 +36,9 @@ def random_keys(like: Tensor) -> Tensor:
 
 def keys_of_boxes(boxes: Tensor) -> Tensor:
     """(B, R) numbers in [0, 1) that follow from boxes (B, R, 4), xyxy in pixels: as `random_keys`, without a draw."""
-    scattered = wide(boxes)
-    return (scattered * scattered.new_tensor(_SCATTER)).sum(-1).frac().abs()
+    # Four products: a tensor of the factors would be copied to a GPU, which waits for it
+    products = (corner * factor for corner, factor in zip(wide(boxes).unbind(-1), _SCATTER, strict=True))
+    return sum(products, start=boxes.new_zeros(())).frac().abs()
 
 
 def balanced_sample(positive: Tensor, negative: Tensor, keys: Tensor, rule: SampleRule) -> tuple[Tensor, Tensor]:

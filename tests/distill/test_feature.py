@@ -9,7 +9,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from gid_yolo.distill import feature, feature_loss
 from gid_yolo.distill.feature import (
     Adaptation,
-    LevelAdaptation,
+    PyramidAdaptation,
     RoIPlan,
     every_level,
     own_level,
@@ -236,13 +236,20 @@ def test_adaptation_commutes_with_roi_align() -> None:
     torch.testing.assert_close(roi_features(maps, plan, STRIDES), adapt(roi_features(pyramid, plan, STRIDES)))
 
 
+def test_the_teacher_gets_no_gradient() -> None:
+    teacher, student = (x.requires_grad_() for x in make_crops())
+    feature_loss(teacher, student, VALID).backward()
+    assert teacher.grad is None
+    assert student.grad.any()
+
+
 def test_levels_of_differing_channels() -> None:
     boxes = random_boxes((2, 12), image=(256.0, 320.0), smallest=5.0, largest=250.0)
     plan = plan_rois(boxes, STRIDES, (256, 320))
     levels = [naive_level(box, STRIDES, (256, 320)) for box in boxes.flatten(0, 1).tolist()]
     assert len(set(levels)) >= 3
     narrow, wide = (2, 3, 4, 5, 6), (4, 3, 6, 5, 7)
-    adapt = LevelAdaptation(narrow, wide)
+    adapt = PyramidAdaptation(narrow, wide)
     pyramid = [make_pyramid(2, c, 256, 320)[i] for i, c in enumerate(narrow)]
     crops = roi_features(pyramid, plan, STRIDES, size=4, adapt=adapt).flatten(0, 1)
     assert crops.shape == (24, 7, 4, 4)
@@ -267,7 +274,7 @@ def test_what_a_gpu_crops_is_what_a_cpu_crops(adapted: bool) -> None:
     levels = torch.tensor([naive_level(box, STRIDES, size) for box in boxes.flatten(0, 1).tolist()])
     assert len(set(levels.tolist())) >= 3
     rois = torch.cat([torch.arange(2.0).repeat_interleave(12)[:, None], boxes.flatten(0, 1)], dim=1)
-    adapt = LevelAdaptation((3,) * 5, (4, 3, 6, 5, 7)) if adapted else None
+    adapt = PyramidAdaptation((3,) * 5, (4, 3, 6, 5, 7)) if adapted else None
     pyramid = [x.requires_grad_() for x in make_pyramid(2, 3, *size)]
     found = []
     for spread in (own_level, every_level):

@@ -16,7 +16,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from gid_yolo.distill import GIDLoss, feature_loss, relation_loss, response_loss
-from gid_yolo.distill.feature import Adaptation, LevelAdaptation, PyramidAdaptation, plan_rois, roi_features
+from gid_yolo.distill.feature import Adaptation, PyramidAdaptation, plan_rois, roi_features
 from gid_yolo.distill.fine_grained import fine_grained_loss
 from gid_yolo.distill.fitnet import fitnet_loss
 from gid_yolo.distill.mimicking import mimicking_loss
@@ -111,7 +111,7 @@ def test_adaptation(kernel: int) -> None:
 
 
 def test_adaptation_of_every_level_and_the_crops() -> None:
-    module = LevelAdaptation((2, 3), (3, 4)).double()
+    module = PyramidAdaptation((2, 3), (3, 4)).double()
     boxes = random_boxes((2, 3), image=(40.0, 60.0), smallest=12.0, largest=24.0)
     boxes[:, 1:] = torch.tensor([0.0, 0.0, 60.0, 60.0])
     plan = plan_rois(boxes, STRIDES, SIZE)

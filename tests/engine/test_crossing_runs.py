@@ -61,7 +61,7 @@ def test_a_crossing_without_parts_is_refused(data, teachers) -> None:
 
 def test_what_a_crossing_can_do_beside_other_features() -> None:
     alone = {"gid_feature": 0, "gid_relation": 0, "gid_cross": 1}
-    check_weights({"teacher": "teacher.pt", "gid_cross": 1, "gid_standardize": "crops"})
+    check_weights({"teacher": "teacher.pt", "gid_cross": 1, "gid_standardize": "crops", "gid_adapt_kernel": 3})
     check_weights({"teacher": "teacher.pt", **alone, "gid_standardize": "maps", "gid_adapt_kernel": 3})
 
 

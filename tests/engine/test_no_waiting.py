@@ -97,13 +97,16 @@ def test_a_counted_batch_has_the_same_targets() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; meta tensors stand for one above")
 @pytest.mark.parametrize("name", [name for name in PAIRS if not name.startswith(OWN_WAITS)])
 @pytest.mark.parametrize("amp", [False, True])
-def test_a_distilled_step_waits_for_nothing_on_a_gpu(name: str, amp: bool) -> None:
+@pytest.mark.parametrize("deterministic", [False, True])  # Ultralytics' default is True
+def test_a_distilled_step_waits_for_nothing_on_a_gpu(name: str, amp: bool, deterministic: bool) -> None:
     model, batch = make_pair(name).to("cuda"), make_batch("cuda")
     for mode in ("default", "error"):  # the first step may wait, for cuDNN's choices
         torch.cuda.set_sync_debug_mode(mode)
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
         try:
             with torch.autocast("cuda", enabled=amp):
                 loss, _ = model.loss(batch)
             loss.sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+            torch.use_deterministic_algorithms(False)

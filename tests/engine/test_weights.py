@@ -32,7 +32,6 @@ CONTRADICTIONS = [
         "gid_cross=1.* but gid_standardize=maps .*: give gid_standardize=raw",
     ),
     ({"gid_cross": 1, "gid_feature": 0, "gid_standardize": "teacher"}, "but gid_standardize=teacher adapts them"),
-    ({"gid_cross": 1, "gid_adapt_kernel": 3}, "but gid_adapt_kernel=3 .*: give gid_adapt_kernel=1"),
     ({"gid_alpha": 0, "gid_beta": 0}, "gid_response=1.0 is on, but gid_alpha and gid_beta, .* or set gid_response=0"),
 ]
 

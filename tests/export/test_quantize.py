@@ -226,3 +226,19 @@ def test_weights_that_half_precision_cannot_hold(tmp_path):
     with pytest.raises(UserError, match="w has weights over 65,504"):
         to_fp16(path, tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
+
+
+def test_values_that_half_precision_cannot_hold(tmp_path):
+    """On a CPU onnxruntime computes them in float32, and the file would answer as FP32 does: on a GPU it would not.
+
+    300 x 300 x an image of 1 is 90,000, and of 0.5 45,000.
+    """
+    path = chain(tmp_path / "a.onnx", "Conv", "Conv")
+    model = onnx.load(path)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((1, 1, 1, 1), 300, np.float32), "w"))
+    onnx.save(model, path)
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    with pytest.raises(UserError, match=r"reaches 9e\+04, over 65,504, which FP16 cannot hold: export FP32 or INT8"):
+        to_fp16(path, tmp_path / "x.onnx", np.ones(shape, np.float32))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx"]
+    to_fp16(path, tmp_path / "x.onnx", np.full(shape, 0.5, np.float32))

@@ -3,7 +3,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from gid_yolo.ops.anchors import cell_anchors, grid_anchors
+from gid_yolo.ops.anchors import cell_anchors, from_fixed_point, grid_anchors, to_fixed_point
 
 STRIDES = (8, 16, 32, 64, 128)
 RATIOS = (0.5, 1.0, 2.0)
@@ -25,6 +25,14 @@ def test_equals_torchvision(height: int, width: int, scale: float) -> None:
 
     assert anchors.shape == (sum(height * width // s**2 for s in STRIDES) * 9, 4)
     assert torch.equal(anchors, expected)
+
+
+def test_anchors_that_fixed_point_cannot_hold_are_refused() -> None:
+    """int32 in 1 / 65536 px ends at 2^31 / 2^16 = 32768 px, and would go on from its other end."""
+    cells = torch.tensor([[-32767.5, -1.0, 32767.5, 1.0]])
+    assert torch.equal(from_fixed_point(to_fixed_point(cells)), cells)
+    with pytest.raises(ValueError, match=r"anchors reach 32768 px from their cell, which must be under 32768"):
+        to_fixed_point(torch.tensor([[-1.0, -1.0, 1.0, 32768.0]]))
 
 
 def test_grid_order_is_level_row_column_anchor() -> None:
