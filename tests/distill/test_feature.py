@@ -16,6 +16,7 @@ from gid_yolo.distill.feature import (
     plan_rois,
     roi_features,
 )
+from gid_yolo.distill.gid import GIDLoss
 
 STRIDES = (8, 16, 32, 64, 128)
 VALID = torch.tensor([[True, True, True, True], [True, False, True, False], [True, False, False, False], [False] * 4])
@@ -241,6 +242,20 @@ def test_the_teacher_gets_no_gradient() -> None:
     feature_loss(teacher, student, VALID).backward()
     assert teacher.grad is None
     assert student.grad.any()
+
+
+def test_a_larger_kernel_reads_the_map_around_a_crop() -> None:
+    """The mean of 3 x 3 cells of a map of ones is 1, up to the border of every crop inside it."""
+    gid = GIDLoss(8, 12, adapt_kernel=3)
+    with torch.no_grad():
+        gid.adapt.conv.weight.fill_(1 / (8 * 9))
+        gid.adapt.conv.bias.zero_()
+    strides = (8, 16)
+    pyramid = [torch.ones(1, 8, 256 // stride, 256 // stride) for stride in strides]
+    boxes = torch.tensor([[[40.0, 40.0, 100.0, 90.0], [60.0, 50.0, 200.0, 190.0]]])
+    level = torch.tensor([[0, 1]])
+    crops = gid._adapted(pyramid, plan_rois(boxes, strides, (256, 256), level), strides)
+    torch.testing.assert_close(crops, torch.ones(1, 2, 12, 10, 10))
 
 
 def test_levels_of_differing_channels() -> None:

@@ -227,20 +227,6 @@ def test_only_the_adapter_is_trained() -> None:
     }
 
 
-def test_a_larger_kernel_reads_the_map_around_a_crop() -> None:
-    """The mean of 3 x 3 cells of a map of ones is 1, up to the border of every crop inside it."""
-    gid = GIDLoss(8, 12, adapt_kernel=3)
-    with torch.no_grad():
-        gid.adapt.conv.weight.fill_(1 / (8 * 9))
-        gid.adapt.conv.bias.zero_()
-    strides = (8, 16)
-    pyramid = [torch.ones(1, 8, 256 // stride, 256 // stride) for stride in strides]
-    boxes = torch.tensor([[[40.0, 40.0, 100.0, 90.0], [60.0, 50.0, 200.0, 190.0]]])
-    level = torch.tensor([[0, 1]])
-    crops = gid._adapted(pyramid, plan_rois(boxes, strides, (256, 256), level), strides)
-    torch.testing.assert_close(crops, torch.ones(1, 2, 12, 10, 10))
-
-
 def test_misaligned_models_are_an_error(pair: dict) -> None:
     teacher = build_detector("retina_nano", 2).eval()
     with torch.no_grad():
